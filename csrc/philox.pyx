@@ -1,0 +1,42 @@
+cdef extern from "philox.h" nogil:
+    ctypedef struct philox_out:
+        u32 w[4]
+    enum:
+        STREAM_DITHER
+        STREAM_TIE
+        STREAM_SIGNS
+        STREAM_ROWS
+        STREAM_SELECT
+        STREAM_MASK
+        STREAM_UNIFORM
+        STREAM_DERIVE
+    philox_out philox(u32, u32, u32, u32, u32, u32)
+    philox_out random_at(u64, u32, u64)
+    u32 sign_bit(u64, u64)
+
+
+def derive(u64 key, u64 word, u32 stream=0) -> int:
+    """A new 64-bit key from a key and a word: the first half of one Philox call."""
+    cdef philox_out r = philox(<u32>word, <u32>(word >> 32), STREAM_DERIVE, stream, <u32>key, <u32>(key >> 32))
+    return r.w[0] | <u64>r.w[1] << 32
+
+
+def philox_words(u64 key, u64 start, u32 stream, out) -> None:
+    """out (u32, length a multiple of 4): the words of calls start, start+1, ... of a stream."""
+    cdef View o = view(out, b"I", True)
+    cdef u32* p = o.u32s()
+    cdef i64 i, calls = o.n // 4
+    cdef philox_out r
+    with nogil:
+        for i in range(calls):
+            r = random_at(start + <u64>i, stream, key)
+            p[4 * i] = r.w[0]
+            p[4 * i + 1] = r.w[1]
+            p[4 * i + 2] = r.w[2]
+            p[4 * i + 3] = r.w[3]
+
+
+def philox_block(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) -> tuple:
+    """One call on an explicit counter and key, for the published known answers."""
+    cdef philox_out r = philox(c0, c1, c2, c3, k0, k1)
+    return r.w[0], r.w[1], r.w[2], r.w[3]

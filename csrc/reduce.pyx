@@ -1,0 +1,144 @@
+cdef extern from "reduce.h" nogil:
+    enum:
+        REDUCE_LANES
+        REDUCE_LEAF
+    f64 term_square(f64)
+    f64 term_abs(f64)
+    f64 term_self(f64)
+    u32 magnitude_f32(f32)
+    u64 magnitude_f64(f64)
+    const u32 INFINITE_F32
+    const u64 INFINITE_F64
+
+ctypedef enum Term:
+    SQUARE
+    ABS
+    SELF
+
+
+cdef inline f64 fold_lanes(f64* lane) noexcept nogil:
+    cdef int half = REDUCE_LANES // 2, i
+    while half:
+        for i in range(half):
+            lane[i] += lane[i + half]
+        half //= 2
+    return lane[0]
+
+
+cdef inline f64 sum_leaf(const real* x, i64 n, Term term) noexcept nogil:
+    """n <= REDUCE_LEAF elements: lanes first, then the lanes in halves."""
+    cdef f64 lane[32]
+    cdef i64 row, i
+    for i in range(REDUCE_LANES):
+        lane[i] = 0
+    row = 0
+    if term == SQUARE:
+        while row + REDUCE_LANES <= n:
+            for i in range(REDUCE_LANES):
+                lane[i] += term_square(<f64>x[row + i])
+            row += REDUCE_LANES
+        for i in range(n - row):
+            lane[i] += term_square(<f64>x[row + i])
+    elif term == ABS:
+        while row + REDUCE_LANES <= n:
+            for i in range(REDUCE_LANES):
+                lane[i] += term_abs(<f64>x[row + i])
+            row += REDUCE_LANES
+        for i in range(n - row):
+            lane[i] += term_abs(<f64>x[row + i])
+    else:
+        while row + REDUCE_LANES <= n:
+            for i in range(REDUCE_LANES):
+                lane[i] += term_self(<f64>x[row + i])
+            row += REDUCE_LANES
+        for i in range(n - row):
+            lane[i] += term_self(<f64>x[row + i])
+    return fold_lanes(lane)
+
+
+cdef f64 sum_terms(const real* x, i64 n, Term term) noexcept nogil:
+    """The whole sum: leaves, then the leaves' sums by the same rule. NaN where memory runs out."""
+    cdef i64 leaves = ceil_div(n, REDUCE_LEAF), i
+    cdef f64 buffer[1024]
+    cdef f64* partial = buffer
+    cdef f64 total
+    if leaves <= 1:
+        return sum_leaf(x, n, term)
+    if leaves > 1024:
+        partial = <f64*>malloc(leaves * sizeof(f64))
+        if partial == NULL:
+            return f64_bits(<u64>0x7ff8000000000000)
+    for i in range(leaves):
+        partial[i] = sum_leaf(x + i * REDUCE_LEAF, min(<i64>REDUCE_LEAF, n - i * REDUCE_LEAF), term)
+    total = sum_terms[f64](partial, leaves, SELF)
+    if leaves > 1024:
+        free(partial)
+    return total
+
+
+cdef f64 sum_of(View v, Term term) noexcept:
+    cdef f64 total
+    with nogil:
+        if v.kind == c"f":
+            total = sum_terms[f32](v.f32s(), v.n, term)
+        else:
+            total = sum_terms[f64](v.f64s(), v.n, term)
+    return total
+
+
+def sum_squares(x) -> float:
+    """sum_i x_i^2 in float64, order fixed by the length. Not finite: see design note D of reduce.h."""
+    return sum_of(view(x, b"fd"), SQUARE)
+
+
+def sum_abs(x) -> float:
+    """sum_i |x_i| in float64, order fixed by the length."""
+    return sum_of(view(x, b"fd"), ABS)
+
+
+def max_abs(x) -> float:
+    """max_i |x_i| through integer comparisons: Inf or NaN if the vector holds one, 0.0 if it is empty."""
+    cdef View v = view(x, b"fd")
+    cdef i64 i
+    cdef u32 m32 = 0
+    cdef u64 m64 = 0
+    cdef const f32* p32 = v.f32s()
+    cdef const f64* p64 = v.f64s()
+    cdef i64 n = v.n
+    if v.kind == c"f":
+        with nogil:
+            for i in range(n):
+                m32 = max(m32, magnitude_f32(p32[i]))
+        return f32_bits(m32)
+    with nogil:
+        for i in range(n):
+            m64 = max(m64, magnitude_f64(p64[i]))
+    return f64_bits(m64)
+
+
+cdef void scan_nonfinite(const real* x, i64 n, i64* count, i64* first) noexcept nogil:
+    cdef i64 i
+    cdef bint bad
+    count[0] = 0
+    first[0] = -1
+    for i in range(n):
+        if real is f32:
+            bad = magnitude_f32(x[i]) >= INFINITE_F32
+        else:
+            bad = magnitude_f64(x[i]) >= INFINITE_F64
+        if bad:
+            if first[0] < 0:
+                first[0] = i
+            count[0] += 1
+
+
+def count_nonfinite(x) -> tuple:
+    """(how many elements are NaN or Inf, the index of the first one or -1)."""
+    cdef View v = view(x, b"fd")
+    cdef i64 count, first
+    with nogil:
+        if v.kind == c"f":
+            scan_nonfinite[f32](v.f32s(), v.n, &count, &first)
+        else:
+            scan_nonfinite[f64](v.f64s(), v.n, &count, &first)
+    return count, first
