@@ -7,7 +7,8 @@
       one addition and one shift for both signs and both parities of L. Where the low 16 bits of the sum are
       all ones (one coordinate in 65,536) the carry hangs on the rest of y: 32 further random bits are added
       to its next 32 bits. Probabilities are right to 2^-48 of a step, so tiny coordinates do not vanish.
-   C. To nearest: j = floor(y + L/2), nothing to draw.
+   C. To nearest: j = floor(y + L/2), nothing to draw. The nearest of two points is the sign of x, -0.0
+      counting as plus.
    D. y is clamped to the grid while it is a float: out-of-range conversions differ between machines.
    E. Natural rounding (to powers of two) adds the same random bits to exponent and mantissa, which already
       are a fixed-point number, and keeps the carry. Below the least power the linear fraction of it stands
@@ -32,6 +33,7 @@ HD u32 carry32(f64 rest, u32 random) { return rest * 4294967296.0 + (f64)random 
   }                                                                                                      \
   HD u32 nearest_code_##SUFFIX(REAL x, REAL inv, i32 levels) {                                           \
     REAL top = (REAL)(levels - 1) * (REAL)0.5;                                                           \
+    if (levels == 2) return x < 0 ? 0 : 1;                                                               \
     return (u32)(i32)(clamp_##SUFFIX(x * inv, top) + (top + (REAL)0.5));                                 \
   }                                                                                                      \
   /* 2^16 y; inv16 = 2^16 inv. */                                                                        \

@@ -50,21 +50,57 @@ cdef inline void natural_sign(const real* x, int n, i32 s, u32* code) noexcept n
         code[i] = <u32>s - q if x[i] < 0 else <u32>s + q
 
 
-cdef void quantize_blocks(const real* x, i64 n, const real* inv, i64 block, i32 levels, Alphabet alphabet,
-                          Rounding rounding, u64 key, u8* out) noexcept nogil:
+# Where a block's scale is far from 1 its reciprocal, or the unit of the decoder, may leave float32's or
+# float64's normal range: such a block is rounded in float64, moved by an exact power of two.
+cdef inline f64 recentre(f64 scale) noexcept nogil:
+    if scale >= 7.9e-31 and scale <= 1.2e30:     # 2^-100 .. 2^100
+        return 1
+    return POWER_UP if scale < 1 else POWER_DOWN
+
+
+cdef inline f64 read_scale(const u8* scales, i64 index, int wire) noexcept nogil:
+    cdef f32 single
+    cdef f64 double_
+    if wire == 4:
+        memcpy(&single, scales + 4 * index, 4)
+        return single
+    memcpy(&double_, scales + 8 * index, 8)
+    return double_
+
+
+cdef inline f64 float_up(f64 x) noexcept nogil:
+    """The least float32 that is not below x >= 0."""
+    cdef f32 y = <f32>x
+    return f32_bits(bits_f32(y) + 1) if y < x else y
+
+
+cdef inline void quantize_block(const real* x, int n, f64 scale, i32 levels, Alphabet alphabet, Rounding rounding,
+                                u64 e, u64 key, u32* code) noexcept nogil:
+    if alphabet == GRID:
+        grid_round(x, n, <real>((levels - 1) / (2 * scale) if scale > 0 else 0), levels, rounding, e, key, code)
+    else:
+        natural_round(x, n, <real>(1 / scale if scale > 0 else 0), 1 - levels // 2, e, key, code)
+        natural_sign(x, n, levels // 2, code)
+
+
+cdef void quantize_blocks(const real* x, i64 n, const u8* scales, int wire, i64 block, i32 levels,
+                          Alphabet alphabet, Rounding rounding, u64 key, u8* out) noexcept nogil:
     cdef u32 code[CODE_BUFFER]
-    cdef int width = code_width(levels), m
+    cdef f64 moved[1024]
+    cdef f64 scale, factor
+    cdef int width = code_width(levels), m, i
     cdef i64 index, start
-    cdef real scale
     for index in range(ceil_div(n, PACK_BLOCK)):
         start = index * PACK_BLOCK
         m = <int>min(<i64>PACK_BLOCK, n - start)
-        scale = inv[start // block]
-        if alphabet == GRID:
-            grid_round(x + start, m, scale, levels, rounding, start, key, code)
+        scale = read_scale(scales, start // block, wire)
+        factor = recentre(scale)
+        if factor == 1:
+            quantize_block(x + start, m, scale, levels, alphabet, rounding, start, key, code)
         else:
-            natural_round(x + start, m, scale, 1 - levels // 2, start, key, code)
-            natural_sign(x + start, m, levels // 2, code)
+            for i in range(m):
+                moved[i] = x[start + i] * factor
+            quantize_block[f64](moved, m, scale * factor, levels, alphabet, rounding, start, key, code)
         pack_codes(code, m, width, out + index * packed_block_bytes(width))
 
 
@@ -107,49 +143,112 @@ cdef inline void natural_unsign(u32* code, u32* minus, int n, i32 s) noexcept no
         code[i] = <u32>(-q if q < 0 else q)
 
 
-cdef void unpack_blocks(const u8* data, const real* unit, i64 block, i32 levels, Alphabet alphabet, bint add,
-                        real* out, i64 n) noexcept nogil:
-    cdef u32 code[CODE_BUFFER]
+cdef inline void unpack_block(u32* code, int n, real unit, i32 levels, Alphabet alphabet, bint add,
+                              real* out) noexcept nogil:
     cdef u32 minus[CODE_BUFFER]
-    cdef int width = code_width(levels), m
+    if alphabet == GRID:
+        grid_scale(code, n, unit, levels, add, out)
+    else:
+        natural_unsign(code, minus, n, levels // 2)
+        natural_scale(code, minus, n, unit, 1 - levels // 2, add, out)
+
+
+cdef void unpack_blocks(const u8* data, const u8* scales, int wire, i64 block, i32 levels, Alphabet alphabet,
+                        f64 weight, bint add, real* out, i64 n) noexcept nogil:
+    cdef u32 code[CODE_BUFFER]
+    cdef f64 moved[1024]
+    cdef f64 scale, factor, steps = levels - 1 if alphabet == GRID else 1
+    cdef int width = code_width(levels), m, i
     cdef i64 index, start
     for index in range(ceil_div(n, PACK_BLOCK)):
         start = index * PACK_BLOCK
         m = <int>min(<i64>PACK_BLOCK, n - start)
         unpack_codes(data + index * packed_block_bytes(width), m, width, code)
-        if alphabet == GRID:
-            grid_scale(code, m, unit[start // block], levels, add, out + start)
+        scale = read_scale(scales, start // block, wire)
+        factor = recentre(scale)
+        if factor == 1:
+            unpack_block(code, m, <real>(weight * (scale / steps)), levels, alphabet, add, out + start)
         else:
-            natural_unsign(code, minus, m, levels // 2)
-            natural_scale(code, minus, m, unit[start // block], 1 - levels // 2, add, out + start)
+            unpack_block[f64](code, m, weight * (scale * factor / steps), levels, alphabet, False, moved)
+            for i in range(m):
+                moved[i] = moved[i] / factor
+                out[start + i] = <real>(out[start + i] + moved[i] if add else moved[i])
 
 
-def quantize_pack(x, inv, i64 block, i32 levels, u64 key, out, bint nearest=False, bint natural=False) -> None:
+def write_scales(x, i64 block, int which, int wire, payload, i64 offset) -> int:
+    """A norm of each block of x, rounded up to float32 (wire=4) or as float64 (8), into payload (u8) at offset.
+
+    0, or 1 where x holds NaN or Inf or a norm leaves float64's range, or 2 where one leaves float32's.
+    """
+    cdef View v = view(x, b"fd"), o = view(payload, b"B", True)
+    cdef u8* scales = o.u8s() + offset
+    cdef f64 scale
+    cdef f32 single
+    cdef i64 index, start, m
+    cdef int status = 0
+    with nogil:
+        for index in range(ceil_div(v.n, block)):
+            start = index * block
+            m = min(block, v.n - start)
+            scale = norm_of[f32](v.f32s() + start, m, <Norm>which) if v.kind == c"f" \
+                else norm_of[f64](v.f64s() + start, m, <Norm>which)
+            if not scale < f64_bits(INFINITE_F64):
+                status = 1
+                break
+            if wire == 4:
+                single = <f32>float_up(scale)
+                if not single < f32_bits(INFINITE_F32):
+                    status = 2
+                    break
+                memcpy(scales + 4 * index, &single, 4)
+            else:
+                memcpy(scales + 8 * index, &scale, 8)
+    return status
+
+
+def bad_scale(payload, i64 offset, i64 count, int wire) -> int:
+    """Index of the first scale that is negative, NaN or Inf, or -1: no decoder computes with such a one."""
+    cdef View d = view(payload, b"B")
+    cdef i64 index
+    cdef f64 scale
+    for index in range(count):
+        scale = read_scale(d.u8s() + offset, index, wire)
+        if not (scale >= 0 and scale < f64_bits(INFINITE_F64)):
+            return index
+    return -1
+
+
+def quantize_pack(x, scales, i64 offset, int wire, i64 block, i32 levels, u64 key, out,
+                  bint nearest=False, bint natural=False) -> None:
     """Round x (n) to `levels` points and pack the codes into out (u8, ceil(pack_bits(n, pack_width(levels)) / 8)).
 
-    inv (x's dtype, ceil(n / block)): steps per unit, (levels-1) / (2m) for a grid over [-m, m]; with
-    natural=True 1 / m for zero and the levels // 2 powers of two up to m and their negatives. block is a
-    multiple of 1024, or at least n. Dithered by `key` unless nearest=True (grids only).
+    scales (u8, from offset on, ceil(n / block) numbers of `wire` bytes; may be `out` itself, behind the codes):
+    the m of each block, points at (2j - (levels-1)) m / (levels-1), or with natural=True at 0 and the
+    levels // 2 powers of two up to m and their negatives. block is a multiple of 1024, or at least n.
+    Dithered by `key` unless nearest=True (grids only).
     """
-    cdef View v = view(x, b"fd"), s = view(inv, b"fd"), o = view(out, b"B", True)
+    cdef View v = view(x, b"fd"), s = view(scales, b"B"), o = view(out, b"B", True)
     cdef Alphabet alphabet = NATURAL if natural else GRID
     cdef Rounding rounding = NEAREST if nearest else DITHER
+    cdef const u8* m = s.u8s() + offset
     with nogil:
         if v.kind == c"f":
-            quantize_blocks[f32](v.f32s(), v.n, s.f32s(), block, levels, alphabet, rounding, key, o.u8s())
+            quantize_blocks[f32](v.f32s(), v.n, m, wire, block, levels, alphabet, rounding, key, o.u8s())
         else:
-            quantize_blocks[f64](v.f64s(), v.n, s.f64s(), block, levels, alphabet, rounding, key, o.u8s())
+            quantize_blocks[f64](v.f64s(), v.n, m, wire, block, levels, alphabet, rounding, key, o.u8s())
 
 
-def unpack_scale(data, unit, i64 block, i32 levels, out, bint add=False, bint natural=False) -> None:
-    """out (n) = or += unit * value of its code; unit (out's dtype, ceil(n / block)): m / (levels-1), or m if natural."""
-    cdef View d = view(data, b"B"), s = view(unit, b"fd"), o = view(out, b"fd", True)
+def unpack_scale(data, scales, i64 offset, int wire, i64 block, i32 levels, f64 weight, out,
+                 bint add=False, bint natural=False) -> None:
+    """The inverse of quantize_pack: out (n) = or += (weight * m / (levels-1)) * code, m alone if natural."""
+    cdef View d = view(data, b"B"), s = view(scales, b"B"), o = view(out, b"fd", True)
     cdef Alphabet alphabet = NATURAL if natural else GRID
+    cdef const u8* m = s.u8s() + offset
     with nogil:
         if o.kind == c"f":
-            unpack_blocks[f32](d.u8s(), s.f32s(), block, levels, alphabet, add, o.f32s(), o.n)
+            unpack_blocks[f32](d.u8s(), m, wire, block, levels, alphabet, weight, add, o.f32s(), o.n)
         else:
-            unpack_blocks[f64](d.u8s(), s.f64s(), block, levels, alphabet, add, o.f64s(), o.n)
+            unpack_blocks[f64](d.u8s(), m, wire, block, levels, alphabet, weight, add, o.f64s(), o.n)
 
 
 cdef void power_blocks(const real* x, i64 n, u64 key, u8* exponent, u8* sign) noexcept nogil:

@@ -15,6 +15,14 @@ ctypedef enum Term:
     ABS
     SELF
 
+ctypedef enum Norm:
+    L2_NORM
+    MAX_NORM
+    MEAN_ABS
+
+# Exact factors between the range of float64 and the middle of it.
+cdef f64 POWER_UP = 2.0 ** 600, POWER_DOWN = 2.0 ** -600
+
 
 cdef inline f64 fold_lanes(f64* lane) noexcept nogil:
     cdef int half = REDUCE_LANES // 2, i
@@ -96,26 +104,6 @@ def sum_abs(x) -> float:
     return sum_of(view(x, b"fd"), ABS)
 
 
-def max_abs(x) -> float:
-    """max_i |x_i| through integer comparisons: Inf or NaN if the vector holds one, 0.0 if it is empty."""
-    cdef View v = view(x, b"fd")
-    cdef i64 i
-    cdef u32 m32 = 0
-    cdef u64 m64 = 0
-    cdef const f32* p32 = v.f32s()
-    cdef const f64* p64 = v.f64s()
-    cdef i64 n = v.n
-    if v.kind == c"f":
-        with nogil:
-            for i in range(n):
-                m32 = max(m32, magnitude_f32(p32[i]))
-        return f32_bits(m32)
-    with nogil:
-        for i in range(n):
-            m64 = max(m64, magnitude_f64(p64[i]))
-    return f64_bits(m64)
-
-
 cdef void scan_nonfinite(const real* x, i64 n, i64* count, i64* first) noexcept nogil:
     cdef i64 i
     cdef bint bad
@@ -142,3 +130,67 @@ def count_nonfinite(x) -> tuple:
         else:
             scan_nonfinite[f64](v.f64s(), v.n, &count, &first)
     return count, first
+
+
+cdef f64 largest_magnitude(const real* x, i64 n) noexcept nogil:
+    cdef i64 i
+    cdef u32 m32 = 0
+    cdef u64 m64 = 0
+    for i in range(n):
+        if real is f32:
+            m32 = max(m32, magnitude_f32(x[i]))
+        else:
+            m64 = max(m64, magnitude_f64(x[i]))
+    return f32_bits(m32) if real is f32 else f64_bits(m64)
+
+
+def max_abs(x) -> float:
+    """max_i |x_i| through integer comparisons: Inf or NaN if the vector holds one, 0.0 if it is empty."""
+    cdef View v = view(x, b"fd")
+    cdef f64 largest
+    with nogil:
+        largest = largest_magnitude[f32](v.f32s(), v.n) if v.kind == c"f" else largest_magnitude[f64](v.f64s(), v.n)
+    return largest
+
+
+cdef f64 sum_squares_scaled(const real* x, i64 n, f64 factor) noexcept nogil:
+    """sum (factor x)^2, for vectors whose squares leave float64's range; order of the leaves as above."""
+    cdef f64 leaf[4096]
+    cdef i64 leaves = ceil_div(n, REDUCE_LEAF), index, m, i
+    cdef f64 total = 0
+    for index in range(leaves):
+        m = min(<i64>REDUCE_LEAF, n - index * REDUCE_LEAF)
+        for i in range(m):
+            leaf[i] = x[index * REDUCE_LEAF + i] * factor
+        total += sum_leaf[f64](leaf, m, SQUARE)
+    return total
+
+
+cdef f64 norm_of(const real* x, i64 n, Norm norm) noexcept nogil:
+    """A norm in float64; NaN or Inf exactly where x holds one, or where the norm leaves float64's range."""
+    cdef f64 total
+    if norm == MAX_NORM:
+        return largest_magnitude(x, n)
+    if norm == MEAN_ABS:
+        return sum_terms(x, n, ABS) / n
+    total = sum_terms(x, n, SQUARE)
+    if total > 1e-280 and total < 1e300:
+        return sqrt(total)
+    total = largest_magnitude(x, n)
+    if total == 0 or not total < f64_bits(INFINITE_F64):
+        return total
+    if total < 1:
+        return sqrt(sum_squares_scaled(x, n, POWER_UP)) * POWER_DOWN
+    return sqrt(sum_squares_scaled(x, n, POWER_DOWN)) * POWER_UP
+
+
+def norm(x, int which) -> float:
+    """NORM_L2, NORM_MAX or NORM_MEAN_ABS of x; squares that leave float64's range are rescaled."""
+    cdef View v = view(x, b"fd")
+    cdef f64 result
+    with nogil:
+        result = norm_of[f32](v.f32s(), v.n, <Norm>which) if v.kind == c"f" else norm_of[f64](v.f64s(), v.n, <Norm>which)
+    return result
+
+
+NORM_L2, NORM_MAX, NORM_MEAN_ABS = <int>L2_NORM, <int>MAX_NORM, <int>MEAN_ABS

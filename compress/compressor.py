@@ -1,0 +1,285 @@
+"""Compressor: what a compressor promises, and every check at the boundary.
+
+A new compressor is one class in a family file:
+
+    @dataclass(frozen=True)
+    class Mine(Unbiased):                      # or Contractive
+        parameter: int                         # checked in __post_init__
+
+        def omega(self, d): ...                # or alpha; the docstring proves it
+        def bits(self, d): ...
+        def _encode(self, x, key, out): ...    # -> (payload, bits)
+        def _decode(self, message, key, out, weight, add): ...
+        @classmethod
+        def examples(cls): ...                 # small instances; tests, golden files and benchmarks take them up
+
+`_encode` sees a checked, non-empty vector; `_decode` a payload whose length matches bits(d) if fixed_length.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from . import kernels
+from .key import Key
+
+
+class Message(NamedTuple):
+    """What leaves.
+
+    payload: uint8 vector, what a protocol with agreed configuration sends.
+    bits: its exact length before padding to a byte; payload.nbytes == ceil(bits / 8).
+    size: d, the number of coordinates; dtype: what decode returns. Both are agreed out of band.
+    """
+
+    payload: np.ndarray
+    bits: int
+    size: int
+    dtype: np.dtype
+
+
+class Compressor(ABC):
+    """A map from vectors to bytes and back, described by frozen hyper-parameters.
+
+    Use one of the two subclasses: `Unbiased` (E C(x) = x, has omega) or `Contractive` (has alpha).
+
+    guarantee: how strong omega or alpha is: "proven" for every input, "high probability", or "none".
+    fixed_length: whether bits(d) is the exact length of every message, or an upper bound.
+    exact: whether the bytes are the same on every machine (False where a BLAS product is involved).
+    """
+
+    guarantee: ClassVar[str] = "proven"
+    fixed_length: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
+
+    @abstractmethod
+    def bits(self, d: int) -> int:
+        """Bits of a message of d coordinates: exact where fixed_length, else an upper bound."""
+
+    @abstractmethod
+    def _encode(self, x: np.ndarray, key: Key, out: np.ndarray | None) -> tuple[np.ndarray, int]: ...
+
+    @abstractmethod
+    def _decode(self, message: Message, key: Key, out: np.ndarray, weight: float, add: bool) -> None: ...
+
+    @classmethod
+    def examples(cls) -> list[Compressor]:
+        """Instances for the catalogue."""
+        return [cls()]
+
+    def encode(self, x, key: Key, out: np.ndarray | None = None) -> Message:
+        """The message that carries x.
+
+        x: vector of d float32 or float64 (float16 and bfloat16 are widened). key: a Key, the same on both
+        sides. out: uint8 buffer for the payload, at least ceil(bits(d) / 8) bytes.
+
+        Raises TypeError for another element type; ValueError for another shape or layout, for NaN or Inf
+        (with their count and the first index), and where a parameter does not suit d.
+        """
+        x = kernels.vector(x)
+        _check_key(key)
+        if x.size == 0:
+            return Message(kernels.buffer(0, out), 0, 0, x.dtype)
+        payload, bits = self._encode(x, key, out)
+        return Message(payload, bits, x.size, x.dtype)
+
+    def decode(self, message: Message, key: Key, out: np.ndarray | None = None) -> np.ndarray:
+        """The vector a message stands for, in `out` where given (d elements, the message's dtype or wider).
+
+        Raises ValueError for a payload that no encoder writes; any other payload gives some vector.
+        """
+        message = self._checked(message, key)
+        out = kernels.output(out, message.size, message.dtype)
+        if message.size:
+            self._decode(message, key, out, 1.0, False)
+        return out
+
+    def decode_add(self, message: Message, key: Key, out: np.ndarray, weight: float = 1.0) -> np.ndarray:
+        """out += weight * decode(message, key), without the vector in between where the family allows it."""
+        message = self._checked(message, key)
+        if out is None:
+            raise TypeError("decode_add needs the vector it adds to")
+        out = kernels.output(out, message.size, message.dtype)
+        weight = float(weight)
+        if not math.isfinite(weight):
+            raise ValueError(f"weight must be finite, got {weight}")
+        if message.size:
+            self._decode(message, key, out, weight, True)
+        return out
+
+    def __call__(self, x, key: Key) -> np.ndarray:
+        """What the other side sees: decode(encode(x)), through the bytes."""
+        return self.decode(self.encode(x, key), key)
+
+    def _checked(self, message: Message, key: Key) -> Message:
+        _check_key(key)
+        payload = message.payload
+        if not isinstance(payload, np.ndarray) or payload.dtype != np.uint8 or payload.ndim != 1:
+            raise TypeError("payload must be a uint8 vector")
+        if not payload.flags.c_contiguous:
+            raise ValueError("payload must be contiguous")
+        if message.size < 0:
+            raise ValueError(f"message size must not be negative, got {message.size}")
+        if np.dtype(message.dtype) not in (np.float32, np.float64):
+            raise ValueError(f"message dtype must be float32 or float64, got {message.dtype}")
+        if message.size and self.fixed_length:
+            expected = -(-self._message_bits(message) // 8)
+        else:
+            expected = payload.size if message.size else 0
+        if payload.size != expected:
+            raise ValueError(
+                f"{type(self).__name__}: payload has {payload.size} bytes, a message of {message.size} "
+                f"coordinates has {expected}"
+            )
+        return message
+
+    def _message_bits(self, message: Message) -> int:
+        return self.bits(message.size)
+
+
+class Unbiased(Compressor):
+    """E C(x) = x and E ||C(x) - x||^2 <= omega(d) ||x||^2 for every x of d coordinates."""
+
+    @abstractmethod
+    def omega(self, d: int) -> float: ...
+
+
+class Contractive(Compressor):
+    """E ||C(x) - x||^2 <= alpha(d) ||x||^2 with alpha <= 1; biased in general. delta = 1 - alpha."""
+
+    @abstractmethod
+    def alpha(self, d: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Identity(Unbiased):
+    """C(x) = x, bit for bit: 32 bits a coordinate for float32, 64 for float64. omega = 0.
+
+    >>> import numpy as np
+    >>> Identity()(np.array([0.1, -2.5]), Key(0))
+    array([ 0.1, -2.5])
+    """
+
+    def omega(self, d: int) -> float:
+        return 0.0
+
+    def bits(self, d: int, dtype=np.float32) -> int:
+        """32 d for float32; a message of float64 has 64 d."""
+        return 8 * np.dtype(dtype).itemsize * d
+
+    def _message_bits(self, message):
+        return self.bits(message.size, message.dtype)
+
+    def _encode(self, x, key, out):
+        check_finite(x)
+        payload = kernels.buffer(x.nbytes, out)
+        payload[:] = x.view(np.uint8)
+        return payload, 8 * x.nbytes
+
+    def _decode(self, message, key, out, weight, add):
+        values = np.frombuffer(message.payload.tobytes(), message.dtype)
+        add_or_store(values, out, weight, add)
+
+
+def add_or_store(values: np.ndarray, out: np.ndarray, weight: float, add: bool) -> None:
+    """out = values, or out += weight * values in out's dtype."""
+    if add:
+        out += values if weight == 1.0 else out.dtype.type(weight) * values.astype(out.dtype, copy=False)
+    else:
+        out[...] = values
+
+
+def check_finite(x: np.ndarray) -> float:
+    """max |x|; ValueError with the count and the first index of NaN and Inf."""
+    k = kernels.of(x)
+    largest = k.max_abs(x)
+    if not math.isfinite(largest):
+        refuse_nonfinite(x)
+    return largest
+
+
+def refuse_nonfinite(x: np.ndarray) -> None:
+    """ValueError where x holds NaN or Inf; returns where it does not."""
+    count, first = kernels.of(x).count_nonfinite(x)
+    if count:
+        raise ValueError(f"x has {count} NaN or Inf among {x.size} elements, the first at index {first}: {x[first]}")
+
+
+def wire_bytes(wire: str) -> int:
+    """Bytes of a value or scale on the wire; checks the parameter."""
+    if wire not in ("float32", "float64"):
+        raise ValueError(f"wire must be 'float32' or 'float64', got {wire!r}")
+    return 4 if wire == "float32" else 8
+
+
+def positive_int(value, name: str, least: int = 1, most: int | None = None) -> int:
+    """value as an int in [least, most]; TypeError or ValueError that names the parameter."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least or (most is not None and value > most):
+        bound = f"at least {least}" if most is None else f"in [{least}, {most}]"
+        raise ValueError(f"{name} must be {bound}, got {value}")
+    return int(value)
+
+
+def _check_key(key) -> None:
+    if not isinstance(key, Key):
+        raise TypeError(f"key must be a compress.Key, got {type(key).__name__}")
+
+
+def _leaves(cls=Compressor):
+    """Every concrete compressor class, in order of definition."""
+    for sub in cls.__subclasses__():
+        if not getattr(sub, "__abstractmethods__", None) and sub.__module__.startswith(__package__ + "."):
+            yield sub
+        yield from _leaves(sub)
+
+
+def classes() -> dict[str, type[Compressor]]:
+    """The compressors of the package by name."""
+    return {cls.__name__: cls for cls in _leaves() if not cls.__name__.startswith("_")}
+
+
+def catalogue() -> list[Compressor]:
+    """An instance of every compressor: what the tests, the golden files and the benchmark run over."""
+    return [instance for cls in classes().values() for instance in cls.examples()]
+
+
+def parameters(compressor: Compressor) -> dict:
+    """The hyper-parameters of a compressor as plain data; nested compressors become {name: parameters}."""
+    plain = {}
+    for field in fields(compressor):
+        value = getattr(compressor, field.name)
+        if isinstance(value, Compressor):
+            value = {type(value).__name__: parameters(value)}
+        elif isinstance(value, tuple):
+            value = list(value)
+        plain[field.name] = value
+    return plain
+
+
+def build(name: str, plain: dict) -> Compressor:
+    """The inverse of parameters(): ValueError for a name or a parameter the package does not know."""
+    known = classes()
+    if name not in known:
+        raise ValueError(f"unknown compressor {name!r}; known: {', '.join(known)}")
+    if not isinstance(plain, dict):
+        raise ValueError(f"parameters of {name} must be a table, got {plain!r}")
+    arguments = {}
+    for field, value in plain.items():
+        if isinstance(value, dict):
+            if len(value) != 1:
+                raise ValueError(f"{name}.{field}: expected one compressor, got {value!r}")
+            value = build(*next(iter(value.items())))
+        elif isinstance(value, list):
+            value = tuple(value)
+        arguments[field] = value
+    try:
+        return known[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from None
