@@ -1,0 +1,110 @@
+"""The Walsh-Hadamard transform and the rotation against ten-line oracles, on every instruction set."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from compress._cpu import default, kernels
+
+SETS = [importlib.import_module(f"compress._cpu.{name}") for name in default.instruction_sets()]
+DTYPES = [np.float32, np.float64]
+isa = pytest.mark.parametrize("cpu", SETS, ids=lambda m: m.__name__.rsplit(".", 1)[1])
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
+
+
+def oracle_fwht(x, block):
+    """The format: ascending strides, (a, b) -> (a + b, a - b), the scale last."""
+    y, stride = x.reshape(-1, block).copy(), 1
+    while stride < block:
+        pairs = y.reshape(len(y), -1, 2, stride)
+        a, b = pairs[:, :, 0].copy(), pairs[:, :, 1].copy()
+        pairs[:, :, 0], pairs[:, :, 1] = a + b, a - b
+        stride *= 2
+    log = block.bit_length() - 1
+    return (y * x.dtype.type(0.5 ** (log // 2) * (0.5**0.5 if log % 2 else 1))).reshape(-1)
+
+
+def signs(n, key):
+    words = np.empty(4 * -(-n // 128), np.uint32)
+    kernels.philox_words(key, 0, 2, words)
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:n]
+    return 1.0 - 2.0 * bits
+
+
+def tail_blocks(n):
+    while n:
+        block = min(4096, 1 << (n.bit_length() - 1))
+        yield block
+        n -= block
+
+
+@isa
+@dtypes
+@pytest.mark.parametrize("log", range(18))
+def test_fwht_is_bit_equal_to_the_oracle(cpu, dtype, log):
+    n = max(1 << log, 1 << 13)
+    x = np.random.default_rng(log).standard_normal(n).astype(dtype)
+    y = x.copy()
+    cpu.fwht(y, 1 << log)
+    assert y.tobytes() == oracle_fwht(x, 1 << log).tobytes()
+
+
+@isa
+@dtypes
+@pytest.mark.parametrize("offset", [1, 3, 7, 15])
+def test_alignment_does_not_matter(cpu, dtype, offset):
+    x = np.random.default_rng(offset).standard_normal((1 << 16) + 16).astype(dtype)
+    y = x.copy()
+    cpu.fwht(y[offset : offset + (1 << 16)], 1 << 16)
+    assert y[offset : offset + (1 << 16)].tobytes() == oracle_fwht(x[offset : offset + (1 << 16)], 1 << 16).tobytes()
+    assert np.array_equal(y[:offset], x[:offset])
+    assert np.array_equal(y[offset + (1 << 16) :], x[offset + (1 << 16) :])
+
+
+@dtypes
+def test_fwht_is_orthonormal_and_an_involution(dtype):
+    x = np.random.default_rng(0).standard_normal(1 << 15).astype(dtype)
+    for block in (1, 2, 8, 512, 1 << 15):
+        y = x.copy()
+        kernels.fwht(y, block)
+        tolerance = 20 * float(np.finfo(dtype).eps)
+        assert np.linalg.norm(y) == pytest.approx(np.linalg.norm(x), rel=tolerance)
+        kernels.fwht(y, block)
+        assert np.linalg.norm(y - x) <= tolerance * np.linalg.norm(x)
+
+
+def test_empty_and_wrong_blocks():
+    kernels.fwht(np.empty(0, np.float32), 64)
+    for block in (0, -2, 3, 24, 2048):
+        with pytest.raises(ValueError, match=f"block {block} and length 1000"):
+            kernels.fwht(np.zeros(1000, np.float32), block)
+
+
+@isa
+@dtypes
+@pytest.mark.parametrize("n", [0, 1, 3, 31, 63, 64, 100, 127, 128, 1000, 4095, 4096, 4097, 9999])
+def test_rotation(cpu, dtype, n):
+    x = np.random.default_rng(n).standard_normal(n).astype(dtype)
+    key = 0x1234567890ABCDEF
+    flipped = x * signs(n, key).astype(dtype)
+    wanted, start = np.empty_like(x), 0
+    for block in tail_blocks(n):
+        wanted[start : start + block] = oracle_fwht(flipped[start : start + block], block)
+        start += block
+    out = np.full_like(x, np.nan)
+    cpu.rotate(x, out, key)
+    assert out.tobytes() == wanted.tobytes()
+    back = np.full_like(x, np.nan)
+    cpu.rotate(out, back, key, inverse=True)
+    assert np.linalg.norm(back - x) <= 10 * np.finfo(dtype).eps * np.linalg.norm(x)
+    in_place = x.copy()
+    cpu.rotate(in_place, in_place, key)
+    assert in_place.tobytes() == wanted.tobytes()
+    cpu.rotate(in_place, in_place, key, inverse=True)
+    assert in_place.tobytes() == back.tobytes()
+
+
+def test_rotation_wants_an_output_like_its_input():
+    with pytest.raises(ValueError, match=r"got 9 of 'f' for 10 of 'd'"):
+        kernels.rotate(np.zeros(10), np.zeros(9, np.float32), 0)
