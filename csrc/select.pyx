@@ -27,6 +27,12 @@ cdef enum:
     SUBSET_BLOCK = 1024
 
 
+cdef int check_dimension(u64 d) except -1:
+    if d > <u64>1 << 32:
+        raise ValueError(f"d = {d}: a vector whose indices are 32 bits has at most 2^32 coordinates")
+    return 0
+
+
 cdef inline u64 magnitude(real x) noexcept nogil:
     if real is f32:
         return magnitude_f32(x)
@@ -44,28 +50,28 @@ cdef inline u8 reaches(real x, u64 threshold) noexcept nogil:
 cdef u64 kth_magnitude(const real* value, i64 n, i64 k, i64* ties) noexcept nogil:
     """The k-th largest magnitude, and how many of the k have exactly it. Radix selection, 12 bits of the range a pass."""
     cdef u32 histogram[4096]
-    cdef u64 low = ~<u64>0, high = 0, above, range_, bucket
+    cdef u64 low = ~<u64>0, high = 0, above, span, bucket
     cdef int shift
     cdef i64 i
     for i in range(n):
         low = min(low, magnitude[real](value[i]))
         high = max(high, magnitude[real](value[i]))
-    range_ = high - low
-    while range_:
+    span = high - low
+    while span:
         shift = 0
-        while range_ >> shift > 4095:
+        while span >> shift > 4095:
             shift += 1
         memset(histogram, 0, sizeof(histogram))
         for i in range(n):
             above = magnitude[real](value[i]) - low
-            if above <= range_:
+            if above <= span:
                 histogram[above >> shift] += 1
-        bucket = range_ >> shift
+        bucket = span >> shift
         while histogram[bucket] < k:
             k -= histogram[bucket]
             bucket -= 1
         low += bucket << shift
-        range_ = (<u64>1 << shift) - 1
+        span = (<u64>1 << shift) - 1
     ties[0] = k
     return low
 
@@ -108,7 +114,7 @@ cdef inline i64 append_flagged(const u8* flag, int n, u32 first, u32* out) noexc
 
 
 cdef u64 sampled_threshold(const real* x, i64 n, i64 k, real* sample) noexcept nogil:
-    """A magnitude that a little more than k elements reach, from one element of each of `size` equal strata."""
+    """A magnitude that a little more than k elements reach, from one element of each of n/32 or fewer strata."""
     cdef i64 size = min(<i64>TOPK_SAMPLE, n // 32), stride = n // size, rank, i, ties
     for i in range(size):
         sample[i] = x[i * stride + (<i64>mix(<u32>i) * stride >> 32)]
@@ -120,21 +126,16 @@ cdef u64 sampled_threshold(const real* x, i64 n, i64 k, real* sample) noexcept n
 cdef i64 collect(const real* x, i64 n, i64 k, u64 threshold, real* value, u32* index, i64 room) noexcept nogil:
     """The elements that reach the threshold, in order, or a subset of them that holds the k largest."""
     cdef u8 flag[FLAGS]
-    cdef i64 block, start, m = 0, end, j, ties
-    cdef int i
-    cdef int rest = <int>(n % FLAGS)
+    cdef i64 block, start, count, m = 0, end, i, ties
     for block in range(ceil_div(n, FLAGS)):
         start = block * FLAGS
-        if start + FLAGS <= n:
-            for i in range(FLAGS):
-                flag[i] = reaches[real](x[start + i], threshold)
-        else:
-            memset(flag, 0, sizeof(flag))
-            for i in range(rest):
-                flag[i] = reaches[real](x[start + i], threshold)
+        count = min(<i64>FLAGS, n - start)
+        for i in range(count):
+            flag[i] = reaches[real](x[start + i], threshold)
+        memset(flag + count, 0, FLAGS - count)
         end = m + append_flagged(flag, FLAGS, <u32>start, index + m)
-        for j in range(m, end):
-            value[j] = x[index[j]]
+        for i in range(m, end):
+            value[i] = x[index[i]]
         m = end
         if m > room - FLAGS:
             threshold = kth_magnitude[real](value, m, k, &ties)
@@ -145,7 +146,7 @@ cdef i64 collect(const real* x, i64 n, i64 k, u64 threshold, real* value, u32* i
 
 
 cdef int select_largest(const real* x, i64 n, i64 k, u32* out) noexcept nogil:
-    cdef i64 room = 2 * k + n // 128 + 2 * FLAGS, m, ties
+    cdef i64 room = 2 * k + n // 32 + 2 * FLAGS, m, ties
     cdef real* value
     cdef u32* index
     cdef u64 kth
@@ -153,7 +154,7 @@ cdef int select_largest(const real* x, i64 n, i64 k, u32* out) noexcept nogil:
         kth = kth_magnitude[real](x, n, k, &ties)
         keep_largest[real](x, NULL, k, kth, ties, NULL, out)
         return 0
-    value = <real*>malloc(max(room, <i64>TOPK_SAMPLE) * (sizeof(real) + sizeof(u32)))
+    value = <real*>malloc(room * (sizeof(real) + sizeof(u32)))
     if value == NULL:
         return -1
     index = <u32*>(value + room)
@@ -169,11 +170,12 @@ cdef int select_largest(const real* x, i64 n, i64 k, u32* out) noexcept nogil:
 def topk(x, indices) -> None:
     """indices (u32, length k, 1 <= k <= d): the places of the k largest |x|, ascending; ties go to the lowest.
 
-    x is finite. Apart from a few KiB the extra memory is (2k + d/128) (4 + itemsize) bytes while k <= d/8, then none.
+    x is finite. Extra memory: while k <= d/8, (4 + itemsize) bytes for each of 2k + d/32 + 8192 candidates; above, none.
     """
     cdef View v = view(x, b"fd")
     cdef View o = view(indices, b"I", True)
     cdef int failed
+    check_dimension(<u64>v.n)
     if not 1 <= o.n <= v.n:
         raise ValueError(f"k = {o.n}: expected 1 <= k <= {v.n}, the length of x")
     with nogil:
@@ -288,8 +290,7 @@ def random_subset(u64 key, u64 d, u64 start, indices) -> None:
     cdef u32* out = o.u32s()
     cdef bijection p
     cdef i64 block, base, n = o.n
-    if not 1 <= d <= <u64>1 << 32:
-        raise ValueError(f"d = {d}: expected 1 <= d <= 2^32")
+    check_dimension(d)
     if start > d or <u64>n > d - start:
         raise ValueError(f"positions {start} to {start + n} of a permutation of {d}")
     with nogil:
@@ -318,6 +319,7 @@ cdef i64 bernoulli(u64 key, i64 d, u64 threshold, u32* out, i64 room) noexcept n
     cdef i64 block, total = 0, m
     if threshold == 0:
         return 0
+    threshold = min(threshold, <u64>1 << 32)
     for block in range(ceil_div(d, MASK_BLOCK)):
         mask_flags(key, <u64>block, <u32>(threshold - 1), flag)
         if d - block * MASK_BLOCK < MASK_BLOCK:
@@ -329,18 +331,20 @@ cdef i64 bernoulli(u64 key, i64 d, u64 threshold, u32* out, i64 room) noexcept n
     return total
 
 
-def bernoulli_count(u64 key, i64 d, u64 threshold) -> int:
+def bernoulli_count(u64 key, u64 d, u64 threshold) -> int:
     """How many coordinates of [0, d) have 32 random bits below the threshold, 0 <= threshold <= 2^32."""
     cdef i64 total
+    check_dimension(d)
     with nogil:
-        total = bernoulli(key, d, threshold, NULL, 0)
+        total = bernoulli(key, <i64>d, threshold, NULL, 0)
     return total
 
 
-def bernoulli_indices(u64 key, i64 d, u64 threshold, out) -> int:
+def bernoulli_indices(u64 key, u64 d, u64 threshold, out) -> int:
     """out (u32): the coordinates that bernoulli_count counts, ascending, as many as fit; returns how many there are."""
     cdef View o = view(out, b"I", True)
     cdef i64 total
+    check_dimension(d)
     with nogil:
-        total = bernoulli(key, d, threshold, o.u32s(), o.n)
+        total = bernoulli(key, <i64>d, threshold, o.u32s(), o.n)
     return total
