@@ -54,7 +54,8 @@ def inputs(d, dtype, seed=0):
     yield "denormal", normal * np.finfo(dtype).smallest_subnormal * 40
     yield "extreme", np.where(normal > 1, np.finfo(dtype).max, np.where(normal < -1, np.finfo(dtype).tiny, normal))
     stride = d // (d // 32) if d >= 4096 else 1
-    seen = np.arange(d // stride) * stride + (mix(np.arange(d // stride)) * np.uint64(stride) >> np.uint64(32)).astype(int)
+    i = np.arange(d // stride)
+    seen = i * stride + (mix(i) * np.uint64(stride) >> np.uint64(32)).astype(int)
     sampled = np.zeros(d, bool)
     sampled[seen[: d // 32]] = True
     yield "the sample sees only large values", np.where(sampled, 1e3, 1.0) + np.arange(d) / d
