@@ -113,3 +113,49 @@ def label_points(axis, labels, size=6):
                 taken.append(box)
                 break
             note.remove()
+
+
+def kashin_figure(points, sizes, omegas, runs, decay, d, path):
+    """Four panels: worst of five inputs against the bound; omega against d; bits to an accuracy; the clip iteration."""
+    styles = family_styles(dict.fromkeys(family for _, family, *_ in points))
+    with plt.rc_context(STYLE):
+        figure, ((bound, growth), (descent, residual)) = plt.subplots(2, 2, figsize=(9.6, 7.6), layout="constrained")
+
+        shown = [p for p in points if p[4] > 1e-7]
+        b = np.linspace(0, 12, 300)
+        bound.plot(b, 4.0**-b, color="crimson", label=r"worst-case bound $\alpha = 4^{-b}$")
+        for family, style in styles.items():
+            mine = [p for p in shown if p[1] == family]
+            if mine:
+                where = [p[3] for p in mine], [p[4] for p in mine]
+                bound.scatter(*where, s=16, linewidth=0, alpha=0.85, label=family, **style)
+        bound.set(yscale="log", xlim=(-0.3, 12.3), ylim=(1e-7, 2), xlabel="bits per coordinate sent")
+        bound.set(ylabel=r"$\alpha$, or $\omega/(1+\omega)$ where unbiased", title=f"Worst of five inputs, d = {d}")
+        bound.legend(fontsize=6, ncols=2, loc="lower left", handletextpad=0.3)
+
+        looks = {"Kashin": "3 levels, redundancy 2", "ternary": r"$\ell_2$", "rotated": "9 levels"}
+        for (label, omega), colour, marker in zip(omegas.items(), COLOURS, MARKERS, strict=False):
+            growth.plot(sizes, omega, color=colour, marker=marker, markersize=4, label=f"{label}, {looks[label]}")
+        growth.set(xscale="log", yscale="log", xlabel="d", ylabel=r"$\omega$ (measured, normal input)")
+        growth.set_xscale("log", base=2)
+        growth.set_title("Dimension")
+        growth.legend()
+
+        for (label, (bits, gap)), colour in zip(runs.items(), COLOURS, strict=False):
+            descent.plot(bits / 1e6, gap, color=colour, label=label)
+        descent.set(xscale="log", yscale="log", xlabel="Mbit sent", ylabel=r"$(f(x) - f^*) / (f(x_0) - f^*)$")
+        descent.set(title=f"Compressed gradient descent on a quadratic, d = {d}", ylim=(5e-7, 2))
+        descent.legend(loc="lower left")
+
+        for ((eta, delta), curve), colour in zip(decay.items(), COLOURS, strict=False):
+            steps = np.arange(len(curve))
+            alive = curve > 1e-16
+            name = rf"$\eta$ = {eta:g}, $\delta$ = {delta:g}"
+            residual.plot(steps[alive], curve[alive], color=colour, marker="o", markersize=3, label=name)
+            residual.plot(steps, eta**steps, color=colour, linestyle=":", label=rf"$\eta^k$, $\eta$ = {eta:g}")
+        residual.set(yscale="log", xlabel="iteration k", ylabel=r"residual $\|r_k\| / \|x\|$, worst of five inputs")
+        residual.set(title="Clip iteration, dense orthogonal frame, redundancy 2", ylim=(1e-6, 2))
+        residual.legend()
+
+        figure.savefig(path)
+        plt.close(figure)
