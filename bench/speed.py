@@ -7,6 +7,7 @@ side once. A bar is what a kernel was built to reach on x86-64 with AVX-512; a m
 another machine has other figures, and so has a busy one.
 """
 
+import os
 import tracemalloc
 from fnmatch import fnmatchcase
 from math import lgamma, log
@@ -24,10 +25,10 @@ KEY = compress.Key(0).at(round=1).worker(0)
 
 # (kernel or pattern, sizes, metric, relation, bar)
 BARS = [
-    ("unpack + dequantise, 4 bits", "2^20 2^24", "x memcpy", "<=", 0.9),
-    *((f"quantise + pack, {bits} bits", "2^20 2^24", "x memcpy", "<=", 1.2) for bits in (1, 2, 4, 8)),
-    ("dithered quantise + pack, 4 bits", "2^20", "GB/s", ">=", 7.5),
-    ("dithered quantise + pack, 4 bits", "2^24", "x memcpy", "<=", 2.2),
+    ("unpack + dequantise, 4 bit", "2^20 2^24", "x memcpy", "<=", 0.9),
+    *((f"quantise + pack, {bits} bit", "2^20 2^24", "x memcpy", "<=", 1.2) for bits in (1, 2, 4, 8)),
+    ("dithered quantise + pack, 4 bit", "2^20", "GB/s", ">=", 7.5),
+    ("dithered quantise + pack, 4 bit", "2^24", "x memcpy", "<=", 2.2),
     ("StandardDithering(7).encode", "2^20", "GB/s", ">=", 6),
     ("Walsh-Hadamard", "2^20", "x memcpy", "<=", 7.5),
     ("Walsh-Hadamard", "2^24", "x memcpy", "<=", 3.2),
@@ -39,7 +40,7 @@ BARS = [
     ("Kashin(3, 1.25).encode", "2^20", "GB/s", ">=", 0.4),
     ("Kashin(3, 2).encode", "2^20", "GB/s", ">=", 0.25),
     *((f"{name}.encode", "16", "us", "<=", 10) for name in ("StandardDithering(7)", "RandK(0.01)", "ScaledSign()")),
-    ("*.encode", "2^20 2^24", "buffers of d floats", "<=", 1.01),
+    ("*.encode", "2^20 2^24", "d-float buffers", "<=", 1.01),
 ]
 
 
@@ -113,6 +114,35 @@ def test_topk(race, size):
     race("Top-K, 1%", size, lambda: topk(x, indices), x, **{"x np.argpartition": lambda s: numpy_seconds / s})
 
 
+def grid(x, bits):
+    """2^bits points on [-max |x|, max |x|]: (levels, steps per unit, half a step, room for the codes)."""
+    kernels, levels, m = compress.kernels.of(x), 2**bits, np.abs(x).max(keepdims=True)
+    room = np.zeros(-(-kernels.pack_bits(x.size, kernels.pack_width(levels)) // 8), np.uint8)
+    return levels, (levels - 1) / (2 * m), m / (levels - 1), room
+
+
+@pytest.mark.parametrize("size", LARGE)
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("rounding", ["", "dithered "])
+def test_quantize_pack(race, rounding, bits, size):
+    x = vector(size)
+    levels, inverse, _, room = grid(x, bits)
+    pack, nearest = compress.kernels.of(x).quantize_pack, not rounding
+    kernel = f"{rounding}quantise + pack, {bits} bit"
+    race(kernel, size, lambda: pack(x, inverse, x.size, levels, 1, room, nearest), x, 8 * room.size / x.size)
+
+
+@pytest.mark.parametrize("size", LARGE)
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_unpack_scale(race, bits, size):
+    x = vector(size)
+    levels, inverse, unit, codes = grid(x, bits)
+    kernels, out = compress.kernels.of(x), np.zeros_like(x)
+    kernels.quantize_pack(x, inverse, x.size, levels, 1, codes, True)
+    kernel = f"unpack + dequantise, {bits} bit"
+    race(kernel, size, lambda: kernels.unpack_scale(codes, unit, x.size, levels, out), x, 8 * codes.size / x.size)
+
+
 WHOLE_CALLS = [
     compress.StandardDithering(7),
     compress.RandK(0.01),
@@ -142,7 +172,7 @@ def test_encode(race, compressor, size):
     extra = (tracemalloc.get_traced_memory()[1] - message.payload.nbytes) / x.nbytes
     tracemalloc.stop()
     bits = 8 * message.payload.nbytes / x.size
-    memory = {"buffers of d floats": lambda seconds: extra}
+    memory = {"d-float buffers": lambda seconds: extra}
     race(f"{short(compressor)}.encode", size, lambda: compressor.encode(x, KEY), x, bits, **memory)
 
 
@@ -163,23 +193,24 @@ def run(out, arguments=()):
 
     out.mkdir(parents=True, exist_ok=True)
     results = Results()
-    options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--benchmark-only", "--benchmark-warmup=off"]
+    options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--benchmark-only", "--benchmark-warmup=off"]
     if not any(a.startswith("--benchmark-json") for a in arguments):
         options.append(f"--benchmark-json={out / 'speed.json'}")
     status = pytest.main([*options, *arguments, __file__], plugins=[results])
-    table = Table(title="Kernels, one thread, float32", box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(title="Kernels, one thread, float32", title_justify="left", title_style="bold")
+    table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
     for header in ("kernel", "size", "bits", "GB/s", "x memcpy", "bar", "measured", "ok"):
-        table.add_column(header, justify="right" if header in ("bits", "GB/s", "x memcpy", "measured") else "left")
+        numeric = header in ("bits", "GB/s", "x memcpy", "measured")
+        table.add_column(header, justify="right" if numeric else "left", no_wrap=True)
     bars, before = [], None
-    for info in sorted(results.infos, key=lambda i: order(i)):
+    kernels = list(dict.fromkeys(info["kernel"] for info in results.infos))
+    for info in sorted(results.infos, key=lambda i: (kernels.index(i["kernel"]), SIZES[i["size"]])):
         cells = ["" if info["kernel"] == before else info["kernel"], info["size"]]
         cells += [
             "" if info["bits"] is None else f"{info['bits']:.2f}",
             f"{info['gbps']:.2f}",
             f"{info['ratio_to_memcpy']:.2f}",
         ]
-        if info["kernel"] != before and before:
-            table.add_section()
         before = info["kernel"]
         for bar in info["bars"] or [None]:
             verdict = ("", "", "")
@@ -194,16 +225,13 @@ def run(out, arguments=()):
     return int(status)
 
 
-def order(info):
-    return list(SIZES).index(info["size"])
-
-
 class Results:
     """A pytest plugin that keeps every extra_info; the table at the end stands in for pytest-benchmark's own."""
 
     def __init__(self):
         self.infos = []
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_benchmark_group_stats(self, benchmarks):
         self.infos = [b["extra_info"] for b in benchmarks]
         return []
