@@ -1,0 +1,8 @@
+"""Benchmarks that can be checked: `python -m bench [frontier | speed | papers NAME]`.
+
+frontier  Every compressor over its parameter range on one vector: bits that left, error, proven constants, speed.
+speed     Every kernel against memcpy in the same process, and against the bar set for it.
+papers    The statements of a paper that a machine can check, each with the figure measured here and ok or not.
+
+Needs the extra: pip install "compress-kernels[bench]".
+"""

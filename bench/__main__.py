@@ -1,0 +1,90 @@
+"""The command line. Heavy imports stay inside the commands, so that --help is instant."""
+
+import argparse
+import sys
+from pathlib import Path
+
+PAPERS = ("kashin",)
+
+
+def frontier(args):
+    import compress
+
+    from . import frontier, gradients
+
+    if args.input:
+        x, title = gradients.load(args.input), args.input.name
+    elif args.distribution:
+        x, title = gradients.synthetic(args.distribution, args.size, args.seed), f"{args.distribution} input"
+    else:
+        x, title = gradients.digits_gradient(args.seed), "gradient of a 64-1024-1024-10 ReLU network on digits"
+    x = compress.asarray(x, backend=choose(args.backend))
+    frontier.run(x, title, args.out, seed=args.seed, quick=args.quick, trials=args.trials)
+
+
+def speed(args):
+    from . import speed
+
+    choose(args.backend)
+    return speed.run(args.out, args.pytest_args)
+
+
+def papers(args):
+    from importlib import import_module
+
+    choose(args.backend)
+    return import_module(f"bench.papers.{args.paper}").run(args.out)
+
+
+def choose(backend):
+    """The backend to measure. 'gpu' without one is an error that says why, never a silent fall back."""
+    import compress
+
+    state = compress.backends()
+    if backend == "auto":
+        return "cpu" if state["gpu"].startswith("unavailable") else "gpu"
+    if state[backend].startswith("unavailable"):
+        sys.exit(f"--backend {backend}: {state[backend]}")
+    return backend
+
+
+def parser():
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--out", type=Path, default=Path("results"), help="folder for tables and figures")
+    common.add_argument("--backend", choices=("cpu", "gpu", "auto"), default="cpu")
+    p = argparse.ArgumentParser(prog="python -m bench", description=__import__("bench").__doc__.split("\n")[0])
+    commands = p.add_subparsers(required=True)
+
+    f = commands.add_parser("frontier", parents=[common], help="bits, error, constants and speed of every compressor")
+    source = f.add_mutually_exclusive_group()
+    source.add_argument("--input", type=Path, metavar="FILE.npy", help="your own vector")
+    source.add_argument("--distribution", choices=("normal", "student", "onehot"), help="a synthetic vector")
+    f.add_argument("--size", type=int, default=1126410, help="length of the synthetic vector (default %(default)s)")
+    f.add_argument("--trials", type=int, help="independent encodings per compressor (default 10; 2 with --quick)")
+    f.add_argument("--quick", action="store_true", help="a few parameters and trials only, within 20 s")
+    f.add_argument("--seed", type=int, default=0)
+    f.set_defaults(command=frontier)
+
+    s = commands.add_parser("speed", parents=[common], help="kernels against memcpy; other options go to pytest")
+    s.set_defaults(command=speed)
+
+    q = commands.add_parser("papers", parents=[common], help="the checkable statements of a paper")
+    q.add_argument("paper", choices=PAPERS)
+    q.set_defaults(command=papers)
+    return p
+
+
+def main(argv=None):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        argv.insert(0, "frontier")
+    p = parser()
+    args, rest = p.parse_known_args(argv)
+    if rest and args.command is not speed:
+        p.error(f"unrecognised arguments: {' '.join(rest)}")
+    args.pytest_args = rest
+    return args.command(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""Every compressor over its parameter range on one vector.
+
+What is printed, and why two products are kept apart. The uncertainty principle (Safaryan, Shulgin, Richtarik 2022)
+says alpha 4^{b/d} >= 1 for whatever is encoded in b bits with E||C(x) - x||^2 <= alpha ||x||^2 for EVERY x; an
+unbiased compressor counts with alpha = omega / (1 + omega). So
+
+  proven      takes alpha or omega from the compressor's theorem and b from the bytes: a worst case, never below 1.
+  this input  takes the NMSE measured on this vector: how close the method comes here. A structured vector (sparse,
+              heavy-tailed) can be told in fewer bits than the worst one, so it may be below 1 without contradiction.
+
+Bits are counted from the bytes that left: 8 len(payload) / d. GB/s counts the bytes of x once; `x memcpy` is the time
+over the time of copying x, measured in the same process and in between, so that it means the same on any machine.
+"""
+
+import csv
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from itertools import product
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+import compress
+
+FRACTIONS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+LEVELS = (1, 2, 3, 7, 15, 31, 63, 127)
+
+
+def sweep():
+    """{class: instances}: one list of parameter values a class; what is not listed comes with its own examples()."""
+    c = compress
+    ranges = {
+        c.Identity: [c.Identity()],
+        c.RandK: [c.RandK(k) for k in FRACTIONS],
+        c.TopK: [c.TopK(k) for k in FRACTIONS],
+        c.PermK: [c.PermK(n) for n in (2, 4, 16, 64, 256, 1024)],
+        c.StandardDithering: [c.StandardDithering(*p) for p in product(LEVELS, ("l2", "linf"), (None, 1024))],
+        c.Kashin: [c.Kashin(L, redundancy) for redundancy in (1.25, 1.5, 2.0) for L in (2, 3, 4, 8, 16, 64)],
+    }
+    for example in c.catalogue():
+        if type(example) not in ranges:
+            ranges[type(example)] = [e for e in c.catalogue() if type(e) is type(example)]
+    return ranges
+
+
+@dataclass
+class Point:
+    """One line of the table: a compressor on a vector."""
+
+    name: str
+    family: str
+    parameters: str
+    kind: str  # unbiased, contractive or - (no constant at all)
+    guarantee: str
+    bits: float  # per coordinate, from the bytes that left
+    nmse: float  # mean of ||C(x) - x||^2 / ||x||^2 ...
+    nmse_se: float  # ... and the standard error of that mean
+    proven_product: float | None  # proven alpha 4^bits, or omega / (1 + omega) 4^bits: >= 1
+    input_product: float  # nmse 4^bits: may be below 1
+    encode_gbps: float
+    encode_memcpy: float  # time over memcpy's
+    decode_gbps: float
+    decode_memcpy: float
+    trials: int
+    frontier: bool = False  # no other compressor of its kind has both fewer bits and a smaller error
+
+
+def measure(compressor, x, trials, seed=0):
+    """One Point. Every trial is a new round, which renews shared and private randomness alike."""
+    y = np.empty_like(x)
+    energy = float(np.dot(x, x)) or 1.0
+    seconds = {"copy": [], "encode": [], "decode": []}
+    errors, sizes = [], []
+    for trial in range(-1, trials):  # trial -1 warms up
+        key = compress.Key(seed).at(round=trial + 1).worker(0)
+        start = perf_counter()
+        np.copyto(y, x)
+        copied = perf_counter()
+        message = compressor.encode(x, key)
+        encoded = perf_counter()
+        compressor.decode(message, key, out=y)
+        decoded = perf_counter()
+        if trial < 0:
+            continue
+        seconds["copy"].append(copied - start)
+        seconds["encode"].append(encoded - copied)
+        seconds["decode"].append(decoded - encoded)
+        sizes.append(8 * message.payload.nbytes / x.size)
+        np.subtract(y, x, out=y)
+        errors.append(float(np.dot(y, y)) / energy)
+    time = {name: median(s) for name, s in seconds.items()}
+    bits, nmse = float(np.mean(sizes)), float(np.mean(errors))
+    return Point(
+        name=name(compressor),
+        family=type(compressor).__name__,
+        parameters=parameters(compressor),
+        kind=kind(compressor),
+        guarantee=compressor.guarantee,
+        bits=bits,
+        nmse=nmse,
+        nmse_se=float(np.std(errors, ddof=1) / math.sqrt(trials)) if trials > 1 else math.nan,
+        proven_product=proven_product(compressor, x.size, bits),
+        input_product=nmse * 4**bits,
+        encode_gbps=x.nbytes / time["encode"] / 1e9,
+        encode_memcpy=time["encode"] / time["copy"],
+        decode_gbps=x.nbytes / time["decode"] / 1e9,
+        decode_memcpy=time["decode"] / time["copy"],
+        trials=trials,
+    )
+
+
+def kind(compressor):
+    if isinstance(compressor, compress.Unbiased):
+        return "unbiased"
+    return "contractive" if isinstance(compressor, compress.Contractive) else "-"
+
+
+def proven_product(compressor, d, bits):
+    """alpha 4^{b/d} with the proven alpha; None without a proof, and for a lossless code (alpha = 0), whose
+    inputs are not all of R^d but the floats. Where the length varies b is the worst case, C.bits(d)."""
+    if compressor.guarantee != "proven" or kind(compressor) == "-":
+        return None
+    if kind(compressor) == "unbiased":
+        omega = compressor.omega(d)
+        alpha = omega / (1 + omega)
+    else:
+        alpha = compressor.alpha(d)
+    if not compressor.fixed_length:
+        bits = compressor.bits(d) / d
+    return alpha * 4**bits if alpha > 0 else None
+
+
+def parameters(compressor, short=False):
+    """The fields that differ from their defaults, as `levels=7, norm=linf`; short: `7, linf`."""
+    parts = []
+    for f in fields(compressor):
+        value = getattr(compressor, f.name)
+        if value == f.default:
+            continue
+        if isinstance(value, float):
+            value = f"{value:g}"
+        elif isinstance(value, compress.Compressor):
+            value = name(value)
+        parts.append(str(value) if short else f"{f.name}={value}")
+    return ", ".join(parts)
+
+
+def name(compressor):
+    """`Kashin(3, 2)`: short enough for a table and a figure."""
+    return f"{type(compressor).__name__}({parameters(compressor, short=True)})"
+
+
+def pareto(bits, error):
+    """Mask of the points that no other point beats: none has at most as many bits and a smaller error, or
+    fewer bits and at most the error. Of equal points the first stays."""
+    order = sorted(range(len(bits)), key=lambda i: (bits[i], error[i], i))
+    keep, best = [False] * len(bits), math.inf
+    for i in order:
+        if error[i] < best:
+            keep[i], best = True, error[i]
+    return keep
+
+
+def mark_frontier(points):
+    """Contractive and unbiased compressors are different promises: each kind has its own frontier."""
+    for k in {p.kind for p in points}:
+        group = [p for p in points if p.kind == k]
+        for p, on in zip(group, pareto([p.bits for p in group], [p.nmse for p in group]), strict=True):
+            p.frontier = on
+
+
+def run(x, title, out, seed=0, quick=False, trials=None):
+    """Measure, print the table, save frontier.csv, .json and .png in `out`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from .plot import frontier_figure
+
+    trials = trials or (2 if quick else 10)
+    entries = [
+        c for instances in sweep().values() for c in (instances[:: max(1, len(instances) // 3)] if quick else instances)
+    ]
+    console, points, skipped = Console(), [], []
+    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(entries))
+        for compressor in entries:
+            progress.update(task, description=name(compressor))
+            try:
+                points.append(measure(compressor, x, trials, seed))
+            except ValueError as reason:  # parameters that do not fit this vector, a k above d say
+                skipped.append(f"{name(compressor)}: {reason}")
+            progress.advance(task)
+    mark_frontier(points)
+    console.print(table(points, f"{title}: d = {x.size:,}, {x.dtype}, {trials} trials"))
+    console.print(
+        "[dim]proven: the theorem's constant times 4^bits, a worst case over all inputs, never below 1 "
+        "(unbiased: omega/(1+omega) 4^bits). this input: NMSE times 4^bits, may be below 1 on a structured vector. "
+        "x memcpy: time over that of copying x. * on the frontier of its kind.[/]"
+    )
+    for line in skipped:
+        console.print(f"[dim]skipped {line}[/]")
+    out.mkdir(parents=True, exist_ok=True)
+    save(points, out, title=title, d=x.size, dtype=str(x.dtype), seed=seed)
+    frontier_figure(points, title, x.size, out / "frontier.png")
+    console.print(f"saved {out / 'frontier'}.csv, .json, .png")
+
+
+def table(points, title):
+    from rich import box
+    from rich.table import Table
+
+    t = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
+    t.add_column("compressor", overflow="fold", max_width=30)
+    products, speeds = ("proven\n4^b", "this\ninput"), ("enc\nGB/s", "x mem\ncpy", "dec\nGB/s", "x mem\ncpy")
+    for header in ("bits", "NMSE", "+-", *products, *speeds):
+        t.add_column(header, justify="right", no_wrap=True)
+    family = None
+    for p in points:
+        if p.family != family:
+            family = p.family
+            t.add_section()
+            proof = "no proven constant" if p.guarantee == "none" else f"{p.kind}, {p.guarantee}"
+            t.add_row(f"[bold]{family}[/] [dim]{proof}[/]")
+        t.add_row(
+            f"{'*' if p.frontier else ' '} {p.parameters}",
+            f"{p.bits:.3f}",
+            f"{p.nmse:.3g}",
+            f"{p.nmse_se:.0e}" if p.nmse_se else "0",
+            "-" if p.proven_product is None else figure(p.proven_product),
+            figure(p.input_product),
+            *(f"{v:.2f}" for v in (p.encode_gbps, p.encode_memcpy, p.decode_gbps, p.decode_memcpy)),
+        )
+    return t
+
+
+def figure(value):
+    """Three digits, and powers of ten only where they are needed."""
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}" if value < 1e5 else f"{value:.0e}"
+
+
+def save(points, out, **about):
+    rows = [asdict(p) for p in points]
+    with open(out / "frontier.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, fieldnames=[field.name for field in fields(Point)])
+        writer.writeheader()
+        writer.writerows(rows)
+    about |= {"backends": compress.backends(), "points": rows}
+    (out / "frontier.json").write_text(json.dumps(about, indent=1))

@@ -1,0 +1,161 @@
+"""The figures, one function each. Matplotlib without a window."""
+
+from itertools import cycle, product
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.collections import PathCollection
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.0,
+    "legend.frameon": False,
+    "savefig.dpi": 220,
+}
+COLOURS = [*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors]
+MARKERS = "osD^vP*X<>phH8d"
+
+
+def family_styles(families):
+    """Colour AND marker, so that print and colour-blind readers tell them apart; the same in every panel."""
+    looks = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
+    return {family: {"color": c, "marker": m} for family, (c, m) in zip(families, looks, strict=False)}
+
+
+def frontier_figure(points, title, d, path):
+    """NMSE against bits per coordinate, contractive left, unbiased right, each with its worst-case bound."""
+    styles = family_styles(dict.fromkeys(p.family for p in points))
+    panels = [
+        ("contractive", "Contractive", lambda b: 4.0**-b, r"worst-case bound $\alpha \geq 4^{-b}$"),
+        ("unbiased", "Unbiased", lambda b: 1 / (4.0**b - 1), r"worst-case bound $\omega \geq 1/(4^{b}-1)$"),
+    ]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.6), layout="constrained")
+        for axis, (kind, name, bound, bound_name) in zip(axes, panels, strict=True):
+            shown = [p for p in points if p.kind in (kind, "-" if kind == "contractive" else kind) and p.nmse > 1e-9]
+            axis.set(xscale="log", yscale="log", title=f"{name} compressors", xlabel="bits per coordinate sent")
+            axis.set_ylabel(r"NMSE  $\|C(x)-x\|^2 / \|x\|^2$")
+            if not shown:
+                continue
+            low, high = min(p.bits for p in shown) / 1.6, max(p.bits for p in shown) * 2.5
+            bottom, top = min(p.nmse for p in shown) / 4, max(p.nmse for p in shown) * 4
+            b = np.geomspace(low, high, 400)
+            axis.plot(b, bound(b), color="crimson", label=bound_name)
+            axis.fill_between(b, bound(b), bottom, color="crimson", alpha=0.05, linewidth=0)
+            best = sorted((p for p in shown if p.frontier), key=lambda p: p.bits)
+            axis.plot([p.bits for p in best], [p.nmse for p in best], color="0.6", linestyle=":", label="frontier")
+            for family, style in styles.items():
+                mine = [p for p in shown if p.family == family]
+                if mine:
+                    where = [p.bits for p in mine], [p.nmse for p in mine]
+                    axis.scatter(*where, s=18, linewidth=0, alpha=0.85, label=family, **style)
+            axis.set(xlim=(low, high), ylim=(bottom, top))
+            axis.legend(loc="lower left", fontsize=6.5, handletextpad=0.3)
+            labels = [  # the family once, then its parameters alone while the frontier stays with it
+                (p.bits, p.nmse, p.name.removeprefix(p.family if p.family == before else ""), styles[p.family]["color"])
+                for p, before in zip(best, [None, *(q.family for q in best)], strict=False)
+            ]
+            label_points(axis, labels)
+        figure.suptitle(f"{title}, d = {d:,}", fontsize=9)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def label_points(axis, labels, size=6):
+    """Write [(x, y, text, colour)] next to their points without overlaps: every label tries places ever further
+    out, keeps the first that is free of points, curves and other labels, and is left out where nothing is free."""
+    figure = axis.figure
+    figure.canvas.draw()  # fixes the layout, so that display coordinates are final
+    renderer, pixel = figure.canvas.get_renderer(), figure.dpi / 72
+    marks = np.concatenate([c.get_offsets() for c in axis.collections if isinstance(c, PathCollection)])
+    corners = axis.transData.transform(marks) - 2 * pixel
+    taken = [Bbox.from_bounds(x, y, 4 * pixel, 4 * pixel) for x, y in corners]
+    for line in axis.get_lines():  # a curve is an obstacle every 3 points of its length
+        path = axis.transData.transform(line.get_xydata())
+        length = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(path, axis=0).T))])
+        steps = np.arange(0, length[-1], 3 * pixel)
+        taken += [
+            Bbox.from_bounds(x, y, 1, 1)
+            for x, y in zip(np.interp(steps, length, path[:, 0]), np.interp(steps, length, path[:, 1]), strict=True)
+        ]
+    if axis.get_legend():
+        taken.append(axis.get_legend().get_window_extent(renderer))
+    directions = [np.radians(a) for a in (45, 225, 20, 250, 70, 200, 0, 180, 90, 270, 135, 315)]
+    for x, y, text, colour in labels:
+        for distance, angle in product((5, 12, 20, 30, 42, 56, 72), directions):
+            dx, dy = distance * np.cos(angle), distance * np.sin(angle)
+            line = {"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
+            note = axis.annotate(
+                text,
+                (x, y),
+                (dx, dy),
+                textcoords="offset points",
+                fontsize=size,
+                color=colour,
+                ha="left" if dx > 1 else "right" if dx < -1 else "center",
+                va="bottom" if dy > 1 else "top" if dy < -1 else "center",
+                arrowprops=line if distance > 5 else None,
+            )
+            note.update_positions(renderer)
+            box = Text.get_window_extent(note, renderer)
+            frame = axis.bbox
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            note.remove()
+
+
+def kashin_figure(points, sizes, omegas, runs, decay, d, path):
+    """Four panels: worst of five inputs against the bound; omega against d; bits to an accuracy; the clip iteration."""
+    styles = family_styles(dict.fromkeys(family for _, family, *_ in points))
+    with plt.rc_context(STYLE):
+        figure, ((bound, growth), (descent, residual)) = plt.subplots(2, 2, figsize=(9.6, 7.6), layout="constrained")
+
+        shown = [p for p in points if p[4] > 1e-7]
+        b = np.linspace(0, 12, 300)
+        bound.plot(b, 4.0**-b, color="crimson", label=r"worst-case bound $\alpha = 4^{-b}$")
+        for family, style in styles.items():
+            mine = [p for p in shown if p[1] == family]
+            if mine:
+                where = [p[3] for p in mine], [p[4] for p in mine]
+                bound.scatter(*where, s=16, linewidth=0, alpha=0.85, label=family, **style)
+        bound.set(yscale="log", xlim=(-0.3, 12.3), ylim=(1e-7, 2), xlabel="bits per coordinate sent")
+        bound.set(ylabel=r"$\alpha$, or $\omega/(1+\omega)$ where unbiased", title=f"Worst of five inputs, d = {d}")
+        bound.legend(fontsize=6, ncols=2, loc="lower left", handletextpad=0.3)
+
+        looks = {"Kashin": "3 levels, redundancy 2", "ternary": r"$\ell_2$", "rotated": "9 levels"}
+        for (label, omega), colour, marker in zip(omegas.items(), COLOURS, MARKERS, strict=False):
+            growth.plot(sizes, omega, color=colour, marker=marker, markersize=4, label=f"{label}, {looks[label]}")
+        growth.set(xscale="log", yscale="log", xlabel="d", ylabel=r"$\omega$ (measured, normal input)")
+        growth.set_xscale("log", base=2)
+        growth.set_title("Dimension")
+        growth.legend()
+
+        for (label, (bits, gap)), colour in zip(runs.items(), COLOURS, strict=False):
+            descent.plot(bits / 1e6, gap, color=colour, label=label)
+        descent.set(xscale="log", yscale="log", xlabel="Mbit sent", ylabel=r"$(f(x) - f^*) / (f(x_0) - f^*)$")
+        descent.set(title=f"Compressed gradient descent on a quadratic, d = {d}", ylim=(5e-7, 2))
+        descent.legend(loc="lower left")
+
+        for ((eta, delta), curve), colour in zip(decay.items(), COLOURS, strict=False):
+            steps = np.arange(len(curve))
+            alive = curve > 1e-16
+            name = rf"$\eta$ = {eta:g}, $\delta$ = {delta:g}"
+            residual.plot(steps[alive], curve[alive], color=colour, marker="o", markersize=3, label=name)
+            residual.plot(steps, eta**steps, color=colour, linestyle=":", label=rf"$\eta^k$, $\eta$ = {eta:g}")
+        residual.set(yscale="log", xlabel="iteration k", ylabel=r"residual $\|r_k\| / \|x\|$, worst of five inputs")
+        residual.set(title="Clip iteration, dense orthogonal frame, redundancy 2", ylim=(1e-6, 2))
+        residual.legend()
+
+        figure.savefig(path)
+        plt.close(figure)

@@ -1,0 +1,237 @@
+"""The kernels against memcpy: a pytest-benchmark file, run by `python -m bench speed` (pytest's options pass through,
+`-k hadamard` and --benchmark-json=FILE for instance).
+
+How it is measured. Every round copies x first and then runs the kernel, so both see the same machine in the same
+moment; medians over the rounds; buffers are touched beforehand and given as out=; one thread. GB/s counts the float32
+side once. A bar is what a kernel was built to reach on x86-64 with AVX-512; a miss is printed and not raised, since
+another machine has other figures, and so has a busy one.
+"""
+
+import os
+import tracemalloc
+from fnmatch import fnmatchcase
+from math import lgamma, log
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import pytest
+
+import compress
+
+SIZES = {"16": 16, "2^16": 2**16, "2^20": 2**20, "2^24": 2**24}
+LARGE = ("2^16", "2^20", "2^24")
+KEY = compress.Key(0).at(round=1).worker(0)
+
+# (kernel or pattern, sizes, metric, relation, bar)
+BARS = [
+    ("unpack + dequantise, 4 bit", "2^20 2^24", "x memcpy", "<=", 0.9),
+    *((f"quantise + pack, {bits} bit", "2^20 2^24", "x memcpy", "<=", 1.2) for bits in (1, 2, 4, 8)),
+    ("dithered quantise + pack, 4 bit", "2^20", "GB/s", ">=", 7.5),
+    ("dithered quantise + pack, 4 bit", "2^24", "x memcpy", "<=", 2.2),
+    ("StandardDithering(7).encode", "2^20", "GB/s", ">=", 6),
+    ("Walsh-Hadamard", "2^20", "x memcpy", "<=", 7.5),
+    ("Walsh-Hadamard", "2^24", "x memcpy", "<=", 3.2),
+    ("Walsh-Hadamard", "2^20 2^24", "x scipy.fft.dct", ">=", 14),
+    ("Top-K, 1%", "2^24", "x memcpy", "<=", 1.6),
+    ("Top-K, 1%", "2^24", "x np.argpartition", ">=", 30),
+    ("RandK(0.01).encode", "2^24", "ms", "<=", 3),
+    ("Rice code of indices, 1%", "2^20 2^24", "% over log2 C(d,k)", "<=", 0.5),
+    ("Kashin(3, 1.25).encode", "2^20", "GB/s", ">=", 0.4),
+    ("Kashin(3, 2).encode", "2^20", "GB/s", ">=", 0.25),
+    *((f"{name}.encode", "16", "us", "<=", 10) for name in ("StandardDithering(7)", "RandK(0.01)", "ScaledSign()")),
+    ("*.encode", "2^20 2^24", "d-float buffers", "<=", 1.01),
+]
+
+
+def clock(function, repeats):
+    """Median seconds of a call."""
+    seconds = []
+    for _ in range(repeats):
+        start = perf_counter()
+        function()
+        seconds.append(perf_counter() - start)
+    return median(seconds)
+
+
+@pytest.fixture
+def race(benchmark):
+    """race(kernel, size, function, x) times function() against copying x, judges the bars, and files it all under
+    extra_info. `also` holds metrics that take the kernel's median seconds; `bits` are per coordinate."""
+
+    def run(kernel, size, function, x, bits=None, **also):
+        target, copies = np.ones_like(x), []
+
+        def copy():
+            start = perf_counter()
+            np.copyto(target, x)
+            copies.append(perf_counter() - start)
+
+        benchmark.group = kernel
+        rounds = 400 if x.size < 2**17 else 60 if x.size < 2**22 else 30
+        benchmark.pedantic(function, setup=copy, rounds=rounds, warmup_rounds=3)
+        seconds = benchmark.stats.stats.median
+        metrics = {"GB/s": x.nbytes / seconds / 1e9, "x memcpy": seconds / median(copies[3:])}
+        metrics |= {"ms": 1e3 * seconds, "us": 1e6 * seconds} | {name: f(seconds) for name, f in also.items()}
+        bars = []
+        for pattern, sizes, metric, relation, bar in BARS:
+            if fnmatchcase(kernel, pattern) and size in sizes.split():
+                value = metrics[metric]
+                ok = value <= bar if relation == "<=" else value >= bar
+                bars.append({"bar": f"{relation} {bar} {metric}", "measured": value, "met": ok})
+        benchmark.extra_info.update(
+            kernel=kernel, size=size, bits=bits, gbps=metrics["GB/s"], ratio_to_memcpy=metrics["x memcpy"], bars=bars
+        )
+
+    return run
+
+
+def vector(size, seed=0):
+    return np.random.default_rng(seed).standard_normal(SIZES[size], dtype=np.float32)
+
+
+def fixed_exponent(d, k):
+    """log2 of the number of k-subsets of d: what any code of the set must spend on average."""
+    return (lgamma(d + 1) - lgamma(k + 1) - lgamma(d - k + 1)) / log(2)
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_hadamard(race, size):
+    from scipy.fft import dct
+
+    x = vector(size)
+    work, dct_seconds = x.copy(), clock(lambda: dct(x, norm="ortho"), 5)
+    fwht = compress.kernels.of(x).fwht
+    race("Walsh-Hadamard", size, lambda: fwht(work, work.size), x, **{"x scipy.fft.dct": lambda s: dct_seconds / s})
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_topk(race, size):
+    x = vector(size)
+    k, indices = x.size // 100, np.zeros(x.size // 100, np.uint32)
+    numpy_seconds = clock(lambda: np.argpartition(np.abs(x), x.size - k), 3)
+    topk = compress.kernels.of(x).topk
+    race("Top-K, 1%", size, lambda: topk(x, indices), x, **{"x np.argpartition": lambda s: numpy_seconds / s})
+
+
+def grid(x, bits):
+    """2^bits points on [-max |x|, max |x|]: (levels, steps per unit, half a step, room for the codes)."""
+    kernels, levels, m = compress.kernels.of(x), 2**bits, np.abs(x).max(keepdims=True)
+    room = np.zeros(-(-kernels.pack_bits(x.size, kernels.pack_width(levels)) // 8), np.uint8)
+    return levels, (levels - 1) / (2 * m), m / (levels - 1), room
+
+
+@pytest.mark.parametrize("size", LARGE)
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("rounding", ["", "dithered "])
+def test_quantize_pack(race, rounding, bits, size):
+    x = vector(size)
+    levels, inverse, _, room = grid(x, bits)
+    pack, nearest = compress.kernels.of(x).quantize_pack, not rounding
+    kernel = f"{rounding}quantise + pack, {bits} bit"
+    race(kernel, size, lambda: pack(x, inverse, x.size, levels, 1, room, nearest), x, 8 * room.size / x.size)
+
+
+@pytest.mark.parametrize("size", LARGE)
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_unpack_scale(race, bits, size):
+    x = vector(size)
+    levels, inverse, unit, codes = grid(x, bits)
+    kernels, out = compress.kernels.of(x), np.zeros_like(x)
+    kernels.quantize_pack(x, inverse, x.size, levels, 1, codes, True)
+    kernel = f"unpack + dequantise, {bits} bit"
+    race(kernel, size, lambda: kernels.unpack_scale(codes, unit, x.size, levels, out), x, 8 * codes.size / x.size)
+
+
+WHOLE_CALLS = [
+    compress.StandardDithering(7),
+    compress.RandK(0.01),
+    compress.TopK(0.01),
+    compress.ScaledSign(),
+    compress.TernGrad(),
+    compress.NaturalCompression(),
+    compress.Kashin(3, 1.25),
+    compress.Kashin(3, 2.0),
+]
+
+
+def short(compressor):
+    from .frontier import name
+
+    return name(compressor)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("compressor", WHOLE_CALLS, ids=short)
+def test_encode(race, compressor, size):
+    """The whole call, and the memory it asks for beside the payload in units of x (at most one such buffer)."""
+    x = vector(size)
+    message = compressor.encode(x, KEY)
+    tracemalloc.start()
+    compressor.encode(x, KEY)
+    extra = (tracemalloc.get_traced_memory()[1] - message.payload.nbytes) / x.nbytes
+    tracemalloc.stop()
+    bits = 8 * message.payload.nbytes / x.size
+    memory = {"d-float buffers": lambda seconds: extra}
+    race(f"{short(compressor)}.encode", size, lambda: compressor.encode(x, KEY), x, bits, **memory)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("compressor", WHOLE_CALLS, ids=short)
+def test_decode(race, compressor, size):
+    x = vector(size)
+    message, out = compressor.encode(x, KEY), np.zeros_like(x)
+    bits = 8 * message.payload.nbytes / x.size
+    race(f"{short(compressor)}.decode", size, lambda: compressor.decode(message, KEY, out=out), x, bits)
+
+
+def run(out, arguments=()):
+    """pytest on this file, then one table. Saves speed.json (pytest-benchmark's) in `out`."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    out.mkdir(parents=True, exist_ok=True)
+    results = Results()
+    options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--benchmark-only", "--benchmark-warmup=off"]
+    if not any(a.startswith("--benchmark-json") for a in arguments):
+        options.append(f"--benchmark-json={out / 'speed.json'}")
+    status = pytest.main([*options, *arguments, __file__], plugins=[results])
+    table = Table(title="Kernels, one thread, float32", title_justify="left", title_style="bold")
+    table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
+    for header in ("kernel", "size", "bits", "GB/s", "x memcpy", "bar", "measured", "ok"):
+        numeric = header in ("bits", "GB/s", "x memcpy", "measured")
+        table.add_column(header, justify="right" if numeric else "left", no_wrap=True)
+    bars, before = [], None
+    kernels = list(dict.fromkeys(info["kernel"] for info in results.infos))
+    for info in sorted(results.infos, key=lambda i: (kernels.index(i["kernel"]), SIZES[i["size"]])):
+        cells = ["" if info["kernel"] == before else info["kernel"], info["size"]]
+        cells += [
+            "" if info["bits"] is None else f"{info['bits']:.2f}",
+            f"{info['gbps']:.2f}",
+            f"{info['ratio_to_memcpy']:.2f}",
+        ]
+        before = info["kernel"]
+        for bar in info["bars"] or [None]:
+            verdict = ("", "", "")
+            if bar:
+                bars.append(bar["met"])
+                verdict = (bar["bar"], f"{bar['measured']:.3g}", "[green]ok[/]" if bar["met"] else "[red]no[/]")
+            table.add_row(*cells, *verdict)
+            cells = [""] * len(cells)
+    console = Console()
+    console.print(table)
+    console.print(f"{sum(bars)} of {len(bars)} bars met; saved {out / 'speed.json'}")
+    return int(status)
+
+
+class Results:
+    """A pytest plugin that keeps every extra_info; the table at the end stands in for pytest-benchmark's own."""
+
+    def __init__(self):
+        self.infos = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_benchmark_group_stats(self, benchmarks):
+        self.infos = [b["extra_info"] for b in benchmarks]
+        return []

@@ -1,0 +1,105 @@
+"""The benchmark's own promises: the same vector every time, honest helpers, and files with the right columns."""
+
+import csv
+import json
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+import compress
+from bench import frontier, gradients
+from bench.__main__ import main
+
+
+def test_digits_gradient_is_the_documented_vector():
+    pytest.importorskip("sklearn")
+    x = gradients.digits_gradient()
+    assert x.dtype == np.float32 and x.size == gradients.SIZE == 1_126_410
+    assert np.array_equal(x, gradients.digits_gradient())
+    assert not np.array_equal(x, gradients.digits_gradient(seed=1))
+    assert 0.2 < np.mean(x == 0) < 0.35 and np.abs(x).max() > 50 * x.std()  # sparse and heavy-tailed
+
+
+def test_backpropagation_against_finite_differences():
+    rng = np.random.default_rng(0)
+    shapes = [(5, 7), (7,), (7, 6), (6,), (6, 3), (3,)]
+    parameters = [rng.standard_normal(s) for s in shapes]
+    inputs, labels = rng.standard_normal((4, 5)), np.array([0, 2, 1, 1])
+
+    def loss(p):
+        a = np.maximum(inputs @ p[0] + p[1], 0)
+        a = np.maximum(a @ p[2] + p[3], 0) @ p[4] + p[5]
+        return np.mean(np.log(np.exp(a).sum(axis=1)) - a[np.arange(4), labels])
+
+    step = 1e-6
+    for which, g in enumerate(gradients._backpropagate(parameters, inputs, labels)):
+        direction = rng.standard_normal(g.shape)
+        ahead, behind = list(parameters), list(parameters)
+        ahead[which] = parameters[which] + step * direction
+        behind[which] = parameters[which] - step * direction
+        assert np.sum(g * direction) == pytest.approx((loss(ahead) - loss(behind)) / (2 * step), rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "student", "onehot"])
+def test_synthetic(distribution):
+    x = gradients.synthetic(distribution, 1000)
+    assert x.shape == (1000,) and x.dtype == np.float32 and np.isfinite(x).all() and x.any()
+
+
+def test_pareto():
+    bits = [1, 2, 2, 3, 1, 4, 2]
+    error = [9, 5, 6, 5, 9, 1, 5]
+    assert frontier.pareto(bits, error) == [True, True, False, False, False, True, False]
+    assert frontier.pareto([], []) == []
+
+
+def test_proven_product_is_never_below_one_and_never_invented():
+    d = 1000
+    assert frontier.proven_product(compress.RandK(10), d, 0.32) == pytest.approx(0.99 * 4**0.32)
+    assert frontier.proven_product(compress.Identity(), d, 32.0) is None
+    for c in compress.catalogue():
+        if c.guarantee == "none":
+            assert frontier.proven_product(c, d, 1.0) is None
+
+
+def test_every_class_of_the_catalogue_is_swept():
+    assert {type(c) for c in compress.catalogue()} <= set(frontier.sweep())
+
+
+def test_names():
+    assert frontier.name(compress.ScaledSign()) == "ScaledSign()"
+    assert frontier.parameters(compress.RandK(0.01)) == "k=0.01"
+
+
+def test_measured_error_of_randk():
+    x = gradients.synthetic("normal", 4096)
+    point = frontier.measure(compress.RandK(0.25), x, trials=40)
+    assert abs(point.nmse - 3) < 5 * point.nmse_se + 1e-6
+    assert point.bits == pytest.approx(8, abs=0.1) and point.kind == "unbiased" and point.encode_gbps > 0
+
+
+def test_quick_frontier_writes_its_three_files(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", gradients.synthetic("student", 3000).reshape(30, 100))
+    main(["--quick", "--input", str(tmp_path / "x.npy"), "--out", str(tmp_path / "results")])
+    printed = capsys.readouterr().out
+    assert "RandK" in printed and "frontier" in printed
+    columns = [f.name for f in fields(frontier.Point)]
+    with open(tmp_path / "results" / "frontier.csv") as f:
+        rows = list(csv.DictReader(f))
+    assert list(rows[0]) == columns
+    assert {"RandK", "TopK", "StandardDithering", "Kashin"} <= {r["family"] for r in rows}
+    saved = json.loads((tmp_path / "results" / "frontier.json").read_text())
+    assert saved["d"] == 3000 and len(saved["points"]) == len(rows)
+    for p in saved["points"]:
+        assert p["proven_product"] is None or p["proven_product"] >= 1 - 1e-9, p
+    assert (tmp_path / "results" / "frontier.png").stat().st_size > 10_000
+
+
+def test_a_backend_that_is_not_there_says_so():
+    if compress.backends()["gpu"].startswith("unavailable"):
+        with pytest.raises(SystemExit, match="unavailable"):
+            main(["--backend", "gpu"])
