@@ -1,0 +1,96 @@
+"""The self-describing frame: a message with everything its receiver must know, and a checksum.
+
+    "CMPF"  u8 version  u32 header length  header (JSON, UTF-8)  u64 payload length  payload  u32 crc32
+
+little-endian throughout. The header names the compressor and its parameters, d, dtype, the key's fields and
+the exact bit length; the checksum covers everything before it.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from . import key as _key
+from .compressor import Compressor, Message, build, parameters
+from .key import Key
+
+MAGIC, VERSION = b"CMPF", 1
+_HEAD, _LENGTH, _CHECK = struct.Struct("<4sBI"), struct.Struct("<Q"), struct.Struct("<I")
+
+
+class Frame(NamedTuple):
+    """What `read` finds in a frame."""
+
+    compressor: Compressor
+    message: Message
+    key: Key
+
+
+def dumps(x, compressor: Compressor, key: Key) -> bytes:
+    """x compressed, as one self-describing block of bytes for `loads`.
+
+    >>> import numpy as np, compress
+    >>> blob = dumps(np.float32([1, 2, 3]), compress.Identity(), compress.Key(0))
+    >>> loads(blob).tolist()
+    [1.0, 2.0, 3.0]
+    """
+    message = compressor.encode(x, key)
+    header = json.dumps(
+        {
+            "codec": {type(compressor).__name__.removeprefix("_"): parameters(compressor)},
+            "size": message.size,
+            "dtype": np.dtype(message.dtype).name,
+            "bits": message.bits,
+            "key": [key.seed, key.round, key.worker_index, list(key.path)],
+        },
+        separators=(",", ":"),
+    ).encode()
+    payload = message.payload.tobytes()
+    body = b"".join(
+        (_HEAD.pack(MAGIC, VERSION, len(header)), header, _LENGTH.pack(len(payload)), payload)
+    )
+    return body + _CHECK.pack(zlib.crc32(body))
+
+
+def loads(blob: bytes, out: np.ndarray | None = None) -> np.ndarray:
+    """The vector in a frame; ValueError that says what is wrong with a damaged one."""
+    frame = read(blob)
+    return frame.compressor.decode(frame.message, frame.key, out)
+
+
+def read(blob: bytes) -> Frame:
+    """The parts of a frame, undecoded; ValueError that says what is wrong with a damaged one."""
+    blob = bytes(blob)
+    if len(blob) < _HEAD.size:
+        raise ValueError(f"frame: {len(blob)} bytes, the head alone has {_HEAD.size}")
+    magic, version, header_length = _HEAD.unpack_from(blob)
+    if magic != MAGIC:
+        raise ValueError(f"frame: starts with {magic!r}, not {MAGIC!r}")
+    if version != VERSION:
+        raise ValueError(f"frame: format version {version}, this library reads {VERSION}")
+    position = _HEAD.size + header_length
+    if len(blob) < position + _LENGTH.size:
+        raise ValueError(f"frame: cut inside its header ({len(blob)} bytes)")
+    (payload_length,) = _LENGTH.unpack_from(blob, position)
+    start = position + _LENGTH.size
+    expected = start + payload_length + _CHECK.size
+    if len(blob) != expected:
+        raise ValueError(f"frame: {len(blob)} bytes, its lengths say {expected}")
+    (check,) = _CHECK.unpack_from(blob, len(blob) - _CHECK.size)
+    if zlib.crc32(blob[: -_CHECK.size]) != check:
+        raise ValueError("frame: checksum does not match, some bytes were changed")
+    try:
+        header = json.loads(blob[_HEAD.size : position])
+        ((name, plain),) = header["codec"].items()
+        size, dtype, bits = int(header["size"]), np.dtype(header["dtype"]), int(header["bits"])
+        seed, round, worker, path = header["key"]
+        key = _key.from_fields(seed, round, worker, path)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"frame: header is not one this library writes: {error!r}") from None
+    payload = np.frombuffer(blob, np.uint8, payload_length, start)
+    return Frame(build(name, plain), Message(payload, bits, size, dtype), key)
