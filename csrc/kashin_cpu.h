@@ -29,16 +29,20 @@ typedef struct {
 
 typedef T(word) T(mask) __attribute__((vector_size(VECTOR_BYTES)));
 
-/* Rows from coordinates: x may be rotated in place. */
-static void T(kashin_embed)(const kashin_frame* f, REAL* x, REAL* a, i64 attempt, u64 offset, u64 key) {
+/* Rows from coordinates; `turned` holds the rotated coordinates of a later attempt. */
+static void T(kashin_embed)(const kashin_frame* f, const REAL* x, REAL* turned, REAL* a, i64 attempt, u64 offset,
+                            u64 key) {
   const i64 n = f->coordinates, block = rotation_block(n);
   const REAL scale = (REAL)hadamard_scale(block);
-  if (attempt)
+  if (attempt) {
+    memcpy(turned, x, n * sizeof(REAL));
     for (int end = 0; end < 2; ++end) {
-      REAL* part = end ? x + n - block : x;
+      REAL* part = end ? turned + n - block : turned;
       T(flip)(part, part, block, kashin_signs(attempt, 1 + end, offset), key);
       T(fwht)(part, block, scale);
     }
+    x = turned;
+  }
   memset(a, 0, f->rows * sizeof(REAL));
   for (i64 j = 0; j < n; ++j) a[f->row[j]] = x[j];
   T(flip)(a, a, f->rows, kashin_signs(attempt, 0, offset), key);
@@ -97,14 +101,14 @@ static REAL T(kashin_max)(const REAL* a, i64 n) {
   return T(real)(max);
 }
 
-/* a: a representation of x (scaled, not zero, overwritten) of the promised level; `e` and `v` hold D elements.
-   Returns the attempt that succeeded, or KASHIN_ATTEMPTS, and the level rounded up. */
-static i64 T(kashin_represent)(const kashin_frame* f, REAL* x, f64 norm, REAL* a, REAL* e, REAL* v, u64 offset,
+/* a: a representation of x (of order one, not zero) of the promised level; e and v hold D elements. Returns the
+   attempt that succeeded, or KASHIN_ATTEMPTS; the level is max|a| rounded up. */
+static i64 T(kashin_represent)(const kashin_frame* f, const REAL* x, f64 norm, REAL* a, REAL* e, REAL* v, u64 offset,
                                u64 key, f64* level) {
   const i64 n = f->rows;
   const f64 unit = norm / sqrt((f64)n), promise = f->limit * unit;
   for (i64 attempt = 0; attempt < KASHIN_ATTEMPTS; ++attempt) {
-    T(kashin_embed)(f, x, a, attempt, offset, key);
+    T(kashin_embed)(f, x, v, a, attempt, offset, key);
     T(fwht)(a, n, (REAL)hadamard_scale(n));
     memset(v, 0, n * sizeof(REAL));
     for (i64 step = 0;; ++step) {
