@@ -1,0 +1,47 @@
+"""compress: a vector goes in, real bytes come out, and every method counts exactly those bytes."""
+
+from .combine import Composed, ErrorFeedback, Induced, Scaled
+from .compressor import Compressor, Contractive, Identity, Message, Unbiased, catalogue
+from .kernels import asarray, backends
+from .kashin import Kashin
+from .key import Key
+from .lowrank import PowerSGD
+from .message import dumps, loads
+from .metrics import Measurement, measure
+from .quantize import NaturalCompression, NaturalDithering, ScaledSign, StandardDithering, TernGrad
+from .rotate import Rotated
+from .sparsify import Bernoulli, PermK, RandK, TopK
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bernoulli",
+    "Composed",
+    "Compressor",
+    "Contractive",
+    "ErrorFeedback",
+    "Identity",
+    "Induced",
+    "Kashin",
+    "Key",
+    "Measurement",
+    "Message",
+    "NaturalCompression",
+    "NaturalDithering",
+    "PermK",
+    "PowerSGD",
+    "RandK",
+    "Rotated",
+    "ScaledSign",
+    "Scaled",
+    "StandardDithering",
+    "TernGrad",
+    "TopK",
+    "Unbiased",
+    "asarray",
+    "backends",
+    "catalogue",
+    "dumps",
+    "loads",
+    "measure",
+]

@@ -133,7 +133,7 @@ class Compressor(ABC):
             expected = payload.size if message.size else 0
         if payload.size != expected:
             raise ValueError(
-                f"{type(self).__name__}: payload has {payload.size} bytes, a message of {message.size} "
+                f"{name_of(self)}: payload has {payload.size} bytes, a message of {message.size} "
                 f"coordinates has {expected}"
             )
         return message
@@ -245,6 +245,11 @@ def classes() -> dict[str, type[Compressor]]:
     return {cls.__name__: cls for cls in _leaves() if not cls.__name__.startswith("_")}
 
 
+def name_of(compressor: Compressor) -> str:
+    """The public name of a compressor's class, the key of classes()."""
+    return next(cls.__name__ for cls in type(compressor).__mro__ if not cls.__name__.startswith("_"))
+
+
 def catalogue() -> list[Compressor]:
     """An instance of every compressor: what the tests, the golden files and the benchmark run over."""
     return [instance for cls in classes().values() for instance in cls.examples()]
@@ -256,7 +261,7 @@ def parameters(compressor: Compressor) -> dict:
     for field in fields(compressor):
         value = getattr(compressor, field.name)
         if isinstance(value, Compressor):
-            value = {type(value).__name__: parameters(value)}
+            value = {name_of(value): parameters(value)}
         elif isinstance(value, tuple):
             value = list(value)
         plain[field.name] = value

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import key as _key
-from .compressor import Compressor, Message, build, parameters
+from .compressor import Compressor, Message, build, name_of, parameters
 from .key import Key
 
 MAGIC, VERSION = b"CMPF", 1
@@ -42,7 +42,7 @@ def dumps(x, compressor: Compressor, key: Key) -> bytes:
     message = compressor.encode(x, key)
     header = json.dumps(
         {
-            "codec": {type(compressor).__name__.removeprefix("_"): parameters(compressor)},
+            "codec": {name_of(compressor): parameters(compressor)},
             "size": message.size,
             "dtype": np.dtype(message.dtype).name,
             "bits": message.bits,

@@ -1,0 +1,254 @@
+"""Compressors made of compressors, and error feedback."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from . import kernels
+from .compressor import Compressor, Contractive, Message, Unbiased
+from .key import Key
+from .quantize import NaturalCompression, ScaledSign, StandardDithering
+from .sparsify import RandK, Sparsifier, TopK
+
+_FIRST, _SECOND = 1, 2
+
+
+def _must_be(value, kind: type, name: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {kind.__name__}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Scaled(Contractive):
+    """C(x) = C_inner(x) / (1 + omega), for an unbiased inner: the same bytes, the least error they allow.
+
+    alpha = omega / (1 + omega): with s = 1/(1+omega), E ||s C(x) - x||^2 <= s^2 omega ||x||^2 + (1-s)^2 ||x||^2.
+    Safaryan, Shulgin, Richtarik, arXiv 2002.08958, sec. 2.
+
+    >>> import compress
+    >>> Scaled(compress.RandK(1)).alpha(4)
+    0.75
+    """
+
+    inner: Unbiased
+
+    def __post_init__(self):
+        _must_be(self.inner, Unbiased, "inner")
+
+    @property
+    def fixed_length(self):
+        return self.inner.fixed_length
+
+    @property
+    def guarantee(self):
+        return self.inner.guarantee
+
+    @property
+    def exact(self):
+        return self.inner.exact
+
+    def alpha(self, d: int) -> float:
+        omega = self.inner.omega(d)
+        return omega / (1 + omega)
+
+    def bits(self, d: int) -> int:
+        return self.inner.bits(d)
+
+    def _message_bits(self, message):
+        return self.inner._message_bits(message)
+
+    def _encode(self, x, key, out):
+        return self.inner._encode(x, key, out)
+
+    def _decode(self, message, key, out, weight, add):
+        if not add:
+            out[...] = 0
+        self.inner._decode(message, key, out, weight / (1 + self.inner.omega(message.size)), True)
+
+    @classmethod
+    def examples(cls):
+        return [cls(RandK(0.1)), cls(StandardDithering(1))]
+
+
+class _Pair:
+    """Payloads of two parts, one behind the other; a u32 in front gives the first's length where it varies."""
+
+    def _join(self, first: Message, second: Message, prefix: bool, out) -> tuple[np.ndarray, int]:
+        head = 4 if prefix else 0
+        split = head + first.payload.nbytes
+        payload = kernels.buffer(split + second.payload.nbytes, out)
+        if prefix:
+            payload[:4] = np.frombuffer(first.payload.nbytes.to_bytes(4, "little"), np.uint8)
+        payload[head:split] = first.payload
+        payload[split:] = second.payload
+        return payload, 8 * split + second.bits
+
+    def _split(self, payload: np.ndarray, fixed: int | None) -> tuple[np.ndarray, np.ndarray]:
+        head, length = 0, fixed
+        if length is None:
+            if payload.size < 4:
+                raise ValueError(f"{type(self).__name__}: payload of {payload.size} bytes has no length in front")
+            head, length = 4, int.from_bytes(payload[:4].tobytes(), "little")
+        if head + length > payload.size:
+            raise ValueError(
+                f"{type(self).__name__}: first part of {length} bytes in a payload of {payload.size}"
+            )
+        return payload[head : head + length], payload[head + length :]
+
+
+@dataclass(frozen=True)
+class Induced(_Pair, Unbiased):
+    """C(x) = B(x) + U(x - B(x)): an unbiased compressor made of a contractive B and an unbiased U on the rest.
+
+    omega = alpha_B omega_U: E ||C(x) - x||^2 <= omega_U E ||x - B(x)||^2. Horvath, Richtarik, "A better alternative
+    to error feedback", ICLR 2021, theorem 3. The message is B's, then U's.
+
+    >>> import compress
+    >>> Induced(compress.TopK(1), compress.RandK(2)).omega(4)
+    0.75
+    """
+
+    biased: Contractive
+    unbiased: Unbiased
+
+    def __post_init__(self):
+        _must_be(self.biased, Contractive, "biased")
+        _must_be(self.unbiased, Unbiased, "unbiased")
+
+    @property
+    def fixed_length(self):
+        return self.biased.fixed_length and self.unbiased.fixed_length
+
+    @property
+    def exact(self):
+        return self.biased.exact and self.unbiased.exact
+
+    def omega(self, d: int) -> float:
+        return self.biased.alpha(d) * self.unbiased.omega(d)
+
+    def bits(self, d: int) -> int:
+        """B's bits rounded up to a byte, U's bits, and 32 for the length of B's where that varies."""
+        if d == 0:
+            return 0
+        return -(-self.biased.bits(d) // 8) * 8 + self.unbiased.bits(d) + 32 * (not self.biased.fixed_length)
+
+    def _encode(self, x, key, out):
+        first = self.biased.encode(x, key.fold(_FIRST))
+        rest = np.negative(x)
+        self.biased.decode_add(first, key.fold(_FIRST), rest)
+        np.negative(rest, out=rest)
+        second = self.unbiased.encode(rest, key.fold(_SECOND))
+        return self._join(first, second, not self.biased.fixed_length, out)
+
+    def _decode(self, message, key, out, weight, add):
+        fixed = -(-self.biased.bits(message.size) // 8) if self.biased.fixed_length else None
+        first, second = self._split(message.payload, fixed)
+        if not add:
+            out[...] = 0
+        for part, payload, word in ((self.biased, first, _FIRST), (self.unbiased, second, _SECOND)):
+            part.decode_add(message._replace(payload=payload), key.fold(word), out, weight)
+
+    @classmethod
+    def examples(cls):
+        return [cls(TopK(0.05), RandK(0.1)), cls(ScaledSign(), StandardDithering(1))]
+
+
+@dataclass(frozen=True)
+class Composed(Unbiased):
+    """C(x) = C_then on the values that a sparsifier keeps: k values in C_then's bits, indices from the key.
+
+    omega = (1 + omega_first)(1 + omega_then) - 1, both unbiased and independent: E ||C(x)||^2 <= (1+omega_then)
+    E ||C_first(x)||^2. Safaryan, Shulgin, Richtarik, arXiv 2002.08958, sec. 2 (composition).
+
+    >>> import compress
+    >>> C = Composed(compress.RandK(0.25), compress.NaturalCompression())
+    >>> C.omega(100), C.bits(100) < compress.RandK(0.25).bits(100)
+    (3.5, True)
+    """
+
+    first: Sparsifier
+    then: Unbiased
+
+    def __post_init__(self):
+        _must_be(self.first, Sparsifier, "first")
+        _must_be(self.then, Unbiased, "then")
+
+    @property
+    def fixed_length(self):
+        return self.first.fixed_length and self.then.fixed_length
+
+    @property
+    def exact(self):
+        return self.then.exact
+
+    def omega(self, d: int) -> float:
+        return (1 + self.first.omega(d)) * (1 + self.then.omega(self.first.most_values(d))) - 1
+
+    def bits(self, d: int) -> int:
+        """C_then's for as many values as the sparsifier keeps at most."""
+        return self.then.bits(self.first.most_values(d))
+
+    def _encode(self, x, key, out):
+        message = self.then.encode(self.first.values(x, key.fold(_FIRST)), key.fold(_SECOND), out)
+        return message.payload, message.bits
+
+    def _decode(self, message, key, out, weight, add):
+        first = key.fold(_FIRST)
+        inner = message._replace(size=self.first.count(message.size, first))
+        values = self.then.decode(inner, key.fold(_SECOND))
+        if not add:
+            out[...] = 0
+        self.first.scatter_add(values, first, out, weight)
+
+    @classmethod
+    def examples(cls):
+        return [cls(RandK(0.1), NaturalCompression()), cls(RandK(0.25), StandardDithering(7))]
+
+
+class ErrorFeedbackState(NamedTuple):
+    """What the messages so far have left out."""
+
+    error: np.ndarray
+
+
+@dataclass(frozen=True)
+class ErrorFeedback:
+    """Error feedback: compress x plus what earlier messages left out, and keep what this one leaves out.
+
+    Not a compressor: its state is explicit, one for each worker. Decode with the compressor itself.
+    Stich, Cordonnier, Jaggi, "Sparsified SGD with memory", NeurIPS 2018; Karimireddy et al., ICML 2019.
+
+    >>> import numpy as np, compress
+    >>> feedback, key = ErrorFeedback(compress.TopK(1)), compress.Key(0)
+    >>> state = feedback.init(3)
+    >>> message, state = feedback.encode(state, np.float32([3, 2, 1]), key)
+    >>> state.error.tolist()
+    [0.0, 2.0, 1.0]
+    >>> message, state = feedback.encode(state, np.float32([3, 2, 1]), key)
+    >>> feedback.compressor.decode(message, key).tolist()
+    [0.0, 4.0, 0.0]
+    """
+
+    compressor: Compressor
+
+    def __post_init__(self):
+        _must_be(self.compressor, Compressor, "compressor")
+
+    def init(self, d: int, dtype=np.float32) -> ErrorFeedbackState:
+        """Nothing left out yet."""
+        return ErrorFeedbackState(np.zeros(d, dtype))
+
+    def encode(self, state: ErrorFeedbackState, x, key: Key) -> tuple[Message, ErrorFeedbackState]:
+        """The message for x + state.error, and the state after it; `state` itself is not changed."""
+        x = kernels.vector(x)
+        if state.error.shape != x.shape:
+            raise ValueError(f"the state has {state.error.size} coordinates, x has {x.size}")
+        error = (state.error + x).astype(x.dtype, copy=False)
+        message = self.compressor.encode(error, key)
+        self.compressor.decode_add(message, key, error, -1.0)
+        return message, ErrorFeedbackState(error)
+
+

@@ -1,0 +1,38 @@
+"""Fixtures that every test file may use: instruction sets, the catalogue, input families."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from compress._cpu import default
+
+INSTRUCTION_SETS = default.instruction_sets()
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def kernels(request):
+    """The CPU kernels, once for each instruction set this processor runs."""
+    return importlib.import_module(f"compress._cpu.{request.param}")
+
+
+def families(d: int, seed: int = 0, dtype=np.float32) -> dict[str, np.ndarray]:
+    """The inputs that the constants are checked on, among them the worst known."""
+    rng = np.random.default_rng(seed)
+    spike = rng.standard_normal(d) * 1e-2
+    spike[d // 3] = 10
+    half = np.zeros(d)
+    half[: d // 2 + 1] = 1
+    edge = np.full(d, 1 / (1 + np.sqrt(d)))
+    edge[0] = 1
+    return {
+        name: np.ascontiguousarray(x, dtype)
+        for name, x in {
+            "gaussian": rng.standard_normal(d),
+            "student": rng.standard_t(2, d),
+            "onehot": spike,
+            "ones": np.ones(d),
+            "half": half,
+            "edge": edge,
+        }.items()
+    }
