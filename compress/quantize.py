@@ -78,9 +78,7 @@ class _Scaled:
                 f"the scale of x leaves {'float32' if status == 2 else 'float64'}'s range"
                 + ("; wire='float64' carries it" if status == 2 else "")
             )
-        k.quantize_pack(
-            x, payload, offset, wire, block, self._points, key.word, payload, self._nearest, self._natural
-        )
+        k.quantize_pack(x, payload, offset, wire, block, self._points, key.word, payload, self._nearest, self._natural)
         return payload, self.bits(d)
 
     def _decode(self, message, key, out, weight, add):
