@@ -27,7 +27,8 @@ class PowerSGD(Contractive):
     """C(X) = P P' X, P an orthonormal basis of X Q: one step of power iteration. Sends P and X' P.
 
     x is read as an m x n matrix (`shape`, row by row; without one floor(sqrt(d)) columns, the last row filled up
-    with zeros); 32 r (m + n) bits, r = min(rank, m, n). Q is random from key.shared, or the right factor of the last message: `init` and `encode_warm` keep that state explicitly.
+    with zeros); 32 r (m + n) bits, r = min(rank, m, n). Q is random from key.shared, or the right factor of the
+    last message: `init` and `encode_warm` keep that state explicitly.
 
     alpha = 1 - r / min(m, n) with a random Q. P P' X is the best approximation of X in the column space of X Q, so
     it keeps at least ||X P_Q||^2, P_Q the projection on Q's columns. The entries of Q are independent, symmetric

@@ -8,7 +8,7 @@ C. Lengths are 64-bit; a kernel never writes outside what its documentation says
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_WRITABLE, PyObject_GetBuffer, PyBuffer_Release
 from libc.math cimport sqrt
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strchr
 
 cdef extern from "portable.h" nogil:

@@ -76,8 +76,9 @@ def test_same_key_same_bytes_and_other_key_other_bits(C):
 
 
 def normalised(C, x, key):
-    y = C(x, key).astype(np.float64) - x
-    return float(y @ y) / float(x.astype(np.float64) @ x)
+    exact = x.astype(np.float64)
+    error = C(x, key) - exact
+    return float(error @ error) / float(exact @ exact)
 
 
 @each
@@ -102,17 +103,20 @@ def test_unbiased_by_z_score(C, family):
     if not suits(C, d):
         return
     x = families(d, seed=5)[family]
-    total, squares = np.zeros(d), np.zeros(d)
-    for t in range(trials):
-        y = C(x, KEY.at(t)).astype(np.float64)
-        total += y
-        squares += y * y
-    mean = total / trials
-    spread = np.sqrt(np.maximum(squares / trials - mean**2, 0) / trials)
-    z = (mean - x) / np.maximum(spread, 1e-6 * np.abs(x).max() + 1e-30)
-    # 129 coordinates: 5 standard errors anywhere, and a mean square near 1
-    assert np.abs(z).max() < 5.5
-    assert (z**2).mean() < 1.6
+    samples = np.array([C(x, KEY.at(t)) for t in range(trials)], np.float64)
+    chosen, samples = samples[: trials // 3], samples[trials // 3 :]
+    # Random directions have a normal law; a coordinate has one if it moves often and has no rare large values.
+    # It is chosen by samples that are not used again.
+    directions = np.random.default_rng(0).choice([-1.0, 1.0], (64, d))
+    even = family in ("gaussian", "ones", "half")
+    if even:
+        moving = (chosen != np.median(chosen, axis=0)).sum(0) >= 30
+        directions = np.vstack([directions, np.eye(d)[moving]])
+    projected = samples @ directions.T
+    spread = projected.std(0, ddof=1) / math.sqrt(len(samples)) + 1e-6 * np.abs(x).max()
+    z = (projected.mean(0) - directions @ x) / spread
+    assert np.abs(z).max() < 5
+    assert not even or (z**2).mean() < 1.6
 
 
 @each
@@ -122,9 +126,12 @@ def test_zero_stays_zero_and_odd_values_work(C, dtype):
         zero = np.zeros(d, dtype)
         np.testing.assert_array_equal(C(zero, KEY), zero)
         np.testing.assert_array_equal(C(-zero, KEY), zero)
-        tiny = np.full(d, 1e-40, dtype)
-        assert np.isfinite(C(tiny, KEY)).all()
         assert np.isfinite(C(np.full(d, 1e30, dtype), KEY)).all()
+        tiny = np.full(d, 1e-40, dtype)
+        try:
+            assert np.isfinite(C(tiny, KEY)).all()
+        except ValueError as error:
+            assert dtype is np.float64 and "wire='float64'" in str(error)
 
 
 @each
@@ -132,15 +139,10 @@ def test_denormals_keep_their_scale(C):
     d = 1000
     if not suits(C, d):
         return
-    x = (families(d)["gaussian"] * np.float32(1e-39)).astype(np.float32)
+    x = families(d)["gaussian"] * np.float32(1e-39)
     bound = C.omega(d) if isinstance(C, Unbiased) else C.alpha(d)
-    errors = np.array([normalised(C, x.astype(np.float64), KEY.at(t)) for t in range(20)])
-    single = []
-    for t in range(20):
-        y = C(x, KEY.at(t)).astype(np.float64) - x
-        single.append(float(y @ y) / float(x.astype(np.float64) @ x))
-    assert errors.mean() <= bound * 1.2 + 1e-9
-    assert np.mean(single) <= bound * 1.2 + 1e-9
+    errors = [normalised(C, x, KEY.at(t)) for t in range(20)]
+    assert np.mean(errors) <= bound * 1.2 + 1e-9
 
 
 @each

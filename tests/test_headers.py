@@ -12,7 +12,9 @@ import pytest
 CSRC = Path(__file__).parent.parent / "csrc"
 HEADERS = sorted(p.name for p in CSRC.glob("*.h") if not p.stem.endswith("_cpu"))
 
-SOURCE = "".join(f'#include "{name}"\n' for name in HEADERS) + r"""
+SOURCE = (
+    "".join(f'#include "{name}"\n' for name in HEADERS)
+    + r"""
 extern "C" __global__ void formulas(const float* x, const double* y, u32* code, u64 key, i32 levels) {
   u64 e = blockIdx.x * (u64)blockDim.x + threadIdx.x;
   code[5 * e] = grid_code_f32(x[e], 1.0f, levels, e, key) + sign_bit(e, key);
@@ -22,6 +24,7 @@ extern "C" __global__ void formulas(const float* x, const double* y, u32* code, 
   code[5 * e + 4] = trit_digit((u32)(e & 255), (int)(e % 5)) + (u32)packed_bits((i64)e, code_width((u32)levels));
 }
 """
+)
 FLAGS = ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"]
 
 
