@@ -2,8 +2,8 @@
 
 from .combine import Composed, ErrorFeedback, Induced, Scaled
 from .compressor import Compressor, Contractive, Identity, Message, Unbiased, catalogue
-from .kernels import asarray, backends
 from .kashin import Kashin
+from .kernels import asarray, backends
 from .key import Key
 from .lowrank import PowerSGD
 from .message import dumps, loads
@@ -32,8 +32,8 @@ __all__ = [
     "PowerSGD",
     "RandK",
     "Rotated",
-    "ScaledSign",
     "Scaled",
+    "ScaledSign",
     "StandardDithering",
     "TernGrad",
     "TopK",

@@ -93,9 +93,7 @@ class _Pair:
                 raise ValueError(f"{type(self).__name__}: payload of {payload.size} bytes has no length in front")
             head, length = 4, int.from_bytes(payload[:4].tobytes(), "little")
         if head + length > payload.size:
-            raise ValueError(
-                f"{type(self).__name__}: first part of {length} bytes in a payload of {payload.size}"
-            )
+            raise ValueError(f"{type(self).__name__}: first part of {length} bytes in a payload of {payload.size}")
         return payload[head : head + length], payload[head + length :]
 
 
@@ -250,5 +248,3 @@ class ErrorFeedback:
         message = self.compressor.encode(error, key)
         self.compressor.decode_add(message, key, error, -1.0)
         return message, ErrorFeedbackState(error)
-
-

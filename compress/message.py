@@ -51,9 +51,7 @@ def dumps(x, compressor: Compressor, key: Key) -> bytes:
         separators=(",", ":"),
     ).encode()
     payload = message.payload.tobytes()
-    body = b"".join(
-        (_HEAD.pack(MAGIC, VERSION, len(header)), header, _LENGTH.pack(len(payload)), payload)
-    )
+    body = b"".join((_HEAD.pack(MAGIC, VERSION, len(header)), header, _LENGTH.pack(len(payload)), payload))
     return body + _CHECK.pack(zlib.crc32(body))
 
 

@@ -189,7 +189,10 @@ def norm(x, int which) -> float:
     cdef View v = view(x, b"fd")
     cdef f64 result
     with nogil:
-        result = norm_of[f32](v.f32s(), v.n, <Norm>which) if v.kind == c"f" else norm_of[f64](v.f64s(), v.n, <Norm>which)
+        if v.kind == c"f":
+            result = norm_of[f32](v.f32s(), v.n, <Norm>which)
+        else:
+            result = norm_of[f64](v.f64s(), v.n, <Norm>which)
     return result
 
 

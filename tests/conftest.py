@@ -7,6 +7,18 @@ import pytest
 
 from compress._cpu import default
 
+
+def pytest_addoption(parser):
+    parser.addoption("--only-gpu-skips", action="store_true", help="a skip that is not about a missing GPU fails")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    if report.skipped and item.config.getoption("--only-gpu-skips") and "GPU" not in str(report.longrepr):
+        report.outcome = "failed"
+
+
 INSTRUCTION_SETS = default.instruction_sets()
 
 

@@ -57,7 +57,7 @@ def index_sets():
         yield np.sort(rng.choice(d, k, replace=False)) if d < 2**32 else np.unique(rng.integers(0, d, k)), d
     yield np.unique(rng.integers(0, 2**16, 9000) ** 2), 2**32
     skewed = np.arange(2 * CHUNK)
-    skewed[CHUNK - 1 :] += 2**31      # one gap far from the rest: the longest unary strings a chunk can have
+    skewed[CHUNK - 1 :] += 2**31  # one gap far from the rest: the longest unary strings a chunk can have
     yield skewed, 2**32
     spread = np.linspace(0, 2**32 - 1, CHUNK).astype(np.uint64)
     yield spread, 2**32

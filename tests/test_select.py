@@ -74,8 +74,11 @@ def test_topk_is_the_definition(d, dtype, module):
 
 @settings(deadline=None, max_examples=150)
 @given(
-    st.integers(4096, 9000), st.integers(1, 9000), st.integers(0, 2**32 - 1),
-    st.sampled_from([1, 2, 3, 17, 1000, 10**6]), st.sampled_from(["float32", "float64"]),
+    st.integers(4096, 9000),
+    st.integers(1, 9000),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 2, 3, 17, 1000, 10**6]),
+    st.sampled_from(["float32", "float64"]),
 )
 def test_topk_with_ties(d, k, seed, values, dtype):
     x = np.random.default_rng(seed).integers(0, values, d).astype(dtype)
@@ -170,7 +173,7 @@ def test_marginals_and_pairs_of_subsets(d, k):
     p, q = k / d, k * (k - 1) / (d * (d - 1))
     z = (hits.mean(0) - p) / np.sqrt(p * (1 - p) / trials)
     assert np.abs(z).max() < 5
-    assert abs(z @ z - d) < 5 * np.sqrt(2 * d * d / (d - 1))      # the counts sum to k trials: d - 1 are free
+    assert abs(z @ z - d) < 5 * np.sqrt(2 * d * d / (d - 1))  # the counts sum to k trials: d - 1 are free
     if k > 1:
         pairs = (hits.T @ hits / trials)[np.triu_indices(d, 1)]
         assert np.abs(pairs - q).max() < 5.5 * np.sqrt(q * (1 - q) / trials)
@@ -195,7 +198,7 @@ def test_order_and_neighbours_of_a_permutation_look_random():
     for key in range(trials):
         p = subset(key, d, d).astype(int)
         counts += np.bincount((p[1:] - p[:-1]) % d, minlength=d)
-    z = (counts[1:] - trials) / np.sqrt(trials)      # d - 1 neighbours fall on d - 1 differences
+    z = (counts[1:] - trials) / np.sqrt(trials)  # d - 1 neighbours fall on d - 1 differences
     assert counts[0] == 0 and abs(np.mean(z**2) - 1) < 5 * np.sqrt(2 / z.size) and np.abs(z).max() < 5
 
 

@@ -1,0 +1,92 @@
+"""The formula headers compile as CUDA C++, with NVRTC or nvcc where one is installed."""
+
+import ctypes
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).parent.parent / "csrc"
+HEADERS = sorted(p.name for p in CSRC.glob("*.h") if not p.stem.endswith("_cpu"))
+
+SOURCE = (
+    "".join(f'#include "{name}"\n' for name in HEADERS)
+    + r"""
+extern "C" __global__ void formulas(const float* x, const double* y, u32* code, u64 key, i32 levels) {
+  u64 e = blockIdx.x * (u64)blockDim.x + threadIdx.x;
+  code[5 * e] = grid_code_f32(x[e], 1.0f, levels, e, key) + sign_bit(e, key);
+  code[5 * e + 1] = grid_code_f64(y[e], 1.0, levels, e, key) + nearest_code_f32(x[e], 1.0f, levels);
+  code[5 * e + 2] = natural_code_f32(x[e], 1.0f, 1 - levels, e, key);
+  code[5 * e + 3] = natural_code_f64(y[e], 1.0, 1 - levels, e, key);
+  code[5 * e + 4] = trit_digit((u32)(e & 255), (int)(e % 5)) + (u32)packed_bits((i64)e, code_width((u32)levels));
+}
+"""
+)
+FLAGS = ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"]
+
+
+def nvrtc():
+    """The NVRTC library of a CUDA wheel or of the system, or None."""
+    site = Path(sysconfig.get_paths()["purelib"])
+    for path in [*sorted(site.glob("nvidia/**/libnvrtc.so*")), "libnvrtc.so"]:
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:
+            continue
+    return None
+
+
+def ptx_by_nvrtc(library) -> str:
+    texts = [(CSRC / name).read_bytes() for name in HEADERS]
+    program = ctypes.c_void_p()
+    library.nvrtcCreateProgram(
+        ctypes.byref(program),
+        SOURCE.encode(),
+        b"formulas.cu",
+        len(HEADERS),
+        (ctypes.c_char_p * len(HEADERS))(*texts),
+        (ctypes.c_char_p * len(HEADERS))(*(name.encode() for name in HEADERS)),
+    )
+    options = [*FLAGS, "--gpu-architecture=compute_80"]
+    status = library.nvrtcCompileProgram(
+        program, len(options), (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
+    )
+    size = ctypes.c_size_t()
+    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, log)
+    assert status == 0, log.value.decode()
+    library.nvrtcGetPTXSize(program, ctypes.byref(size))
+    ptx = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetPTX(program, ptx)
+    return ptx.value.decode()
+
+
+def ptx_by_nvcc(tmp_path) -> str:
+    (tmp_path / "formulas.cu").write_text(SOURCE)
+    command = ["nvcc", "-ptx", "-arch=compute_80", *FLAGS, f"-I{CSRC}", "-o", "formulas.ptx", "formulas.cu"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return (tmp_path / "formulas.ptx").read_text()
+
+
+def test_formulas_compile_for_a_gpu_without_inexact_arithmetic(tmp_path):
+    if library := nvrtc():
+        ptx = ptx_by_nvrtc(library)
+    elif shutil.which("nvcc"):
+        ptx = ptx_by_nvcc(tmp_path)
+    else:
+        pytest.skip("neither NVRTC nor nvcc is installed")
+    assert ".entry formulas" in ptx
+    inexact = r"\.ftz\b|\.approx\b|\bfma\.rn\.f|\b(add|sub|mul)\.f(32|64)\b|\bdiv\.full"
+    assert not re.findall(inexact, ptx)
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_headers_are_free_of_cpu_only_constructs(name):
+    text = (CSRC / name).read_text()
+    if name != "portable.h":
+        assert not re.search(r"__attribute__|__builtin_|#pragma|immintrin|#include <|#ifdef|#if ", text)
