@@ -53,9 +53,9 @@ def kashin_layout(d: int, redundancy: float) -> list[tuple[int, int, int]]:
 def kashin_level(redundancy: float, iterations: int = _STEPS) -> float:
     """The level K that Kashin's encoder enforces: max|a| sqrt(D) <= K ||x|| in every frame.
 
-    A fit, with a margin, to what null-space descent reaches on dense vectors in all but a few frames in a hundred of the
-    smallest size: 2.06 at redundancy 1.25, 1.87 at 1.5, 1.71 at 2. More than 16 iterations lower what is measured only. Below redundancy 1.05 the frame is a rotation, and
-    K the trivial sqrt(4096) and a hundredth for rounding.
+    A fit, with a margin, to what null-space descent reaches on dense vectors in all but a few frames in a hundred of
+    the smallest size: 2.06 at redundancy 1.25, 1.87 at 1.5, 1.71 at 2. More than 16 iterations lower only what is
+    measured. Below redundancy 1.05 the frame is a rotation, and K the trivial sqrt(4096) and a hundredth for rounding.
 
     >>> [kashin_level(r) for r in (1.0, 1.25, 1.5, 2.0)], kashin_level(1.25, 16)
     ([64.01, 2.06, 1.87, 1.71], 1.99)
