@@ -26,7 +26,7 @@
 #include "hadamard.h"
 #include "philox.h"
 
-enum { KASHIN_ATTEMPTS = 32, KASHIN_LARGEST = 4096, KASHIN_SMALLEST = 64 };
+enum { KASHIN_ATTEMPTS = 32, KASHIN_LARGEST = 4096 };
 
 #define KASHIN_ROWS_KEY 0x6b617368696e0001ull
 #define KASHIN_CLIP_FIRST 0.72
