@@ -1,7 +1,4 @@
 cdef extern from "hadamard.h" nogil:
-    enum:
-        ROTATION_BLOCK
-    i64 rotation_block(i64)
     f64 hadamard_scale(i64)
 
 cdef extern from *:

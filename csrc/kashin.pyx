@@ -2,7 +2,6 @@ cdef extern from "kashin.h" nogil:
     enum:
         KASHIN_ATTEMPTS
         KASHIN_LARGEST
-        KASHIN_SMALLEST
     u32 kashin_draw(i64, i64, i64, u32)
     i64 floor_log2(f64)
     f32 kashin_shift_f32(f32, i64)
