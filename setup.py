@@ -5,6 +5,7 @@ compiler flags; compress/_cpu/__init__.py picks one when it is imported. The loo
 attributes and of intrinsics, and the three modules can be compared byte for byte.
 """
 
+import glob
 import os
 import platform
 import sys
@@ -34,6 +35,7 @@ def extension(name, flags):
         f"compress._cpu.{name}",
         ["csrc/cpu.pyx"],
         include_dirs=["csrc"],
+        depends=glob.glob("csrc/*.h") + glob.glob("csrc/*.pyx"),
         extra_compile_args=FLAGS + flags,
         extra_link_args=LINK,
     )

@@ -50,6 +50,52 @@ cdef struct Workspace:
     f64* stage
 
 
+cdef int check_frame(i64 rows, i64 coordinates, View data) except -1:
+    """A power of two of rows, coordinates on some of them, and a mask with as many bits set."""
+    if rows < 32 or rows > KASHIN_LARGEST or rows & (rows - 1) or not 1 <= coordinates <= rows:
+        raise ValueError(f"a frame has a power of two in [32, {KASHIN_LARGEST}] of rows and at most "
+                         f"as many coordinates, got {rows} and {coordinates}")
+    return need(data, rows // 32, "data")
+
+
+cdef int check_mask(i64 rows, i64 coordinates, const u32* data) except -1:
+    cdef i64 r, bits = 0
+    for r in range(rows):
+        bits += data[r >> 5] >> (r & 31) & 1
+    if bits != coordinates:
+        raise ValueError(f"data has {bits} of {rows} bits set for {coordinates} coordinates")
+    return 0
+
+
+cdef int check_run(View x, View a, View words, i64 rows, i64 coordinates, View data) except -1:
+    check_frame(rows, coordinates, data)
+    check_mask(rows, coordinates, data.u32s())
+    if x.kind != a.kind:
+        raise TypeError(f"x and a must have one element type, got {chr(x.kind)!r} and {chr(a.kind)!r}")
+    need(x, words.n * coordinates, "x")
+    return need(a, words.n * rows, "a")
+
+
+cdef int check_layout(View x, View layout, View data, View payload, i64 offset, i32 levels) except -1:
+    """Whether the buffers hold what the runs of a layout name; returns nothing but may raise."""
+    cdef const u64* plan = <const u64*>layout.buffer.buf
+    cdef i64 run, frames = 0, rows = 0, coordinates = 0, masks = 0
+    if levels < 2 or levels > 65536:
+        raise ValueError(f"levels must lie in [2, 65536], got {levels}")
+    for run in range(layout.n // 3):
+        check_frame(<i64>plan[3 * run + 1], <i64>plan[3 * run + 2], data)
+        need(data, masks + <i64>plan[3 * run + 1] // 32, "data")
+        check_mask(<i64>plan[3 * run + 1], <i64>plan[3 * run + 2], data.u32s() + masks)
+        masks += <i64>plan[3 * run + 1] // 32
+        frames += <i64>plan[3 * run]
+        rows += <i64>(plan[3 * run] * plan[3 * run + 1])
+        coordinates += <i64>(plan[3 * run] * plan[3 * run + 2])
+    need(x, coordinates, "x")
+    if offset < packed_bytes(rows, code_width(levels)):
+        raise ValueError(f"offset {offset} lies inside the codes")
+    return need(payload, offset + 4 * frames, "payload")
+
+
 cdef Workspace* workspace() except NULL:
     """Everything a frame needs, aligned to a vector; the caller frees it."""
     cdef Workspace* w = <Workspace*>malloc(sizeof(Workspace))
@@ -145,6 +191,7 @@ def kashin_rows(i64 rows, i64 coordinates, data) -> None:
     cdef u32* bits = v.u32s()
     cdef u16 row[KASHIN_LARGEST]
     cdef i64 j, other
+    check_frame(rows, coordinates, v)
     with nogil:
         for j in range(rows):
             row[j] = <u16>j
@@ -176,8 +223,10 @@ def kashin_representation(x, a, words, i64 rows, i64 coordinates, data, double l
     up, and the attempt. Returns -1; -2 where x is not finite; or the frame for which no attempt succeeded.
     """
     cdef View v = view(x, b"fd"), o = view(a, b"fd", True), s = view(words, b"I", True), d = view(data, b"I")
-    cdef Workspace* w = workspace()
+    cdef Workspace* w
     cdef i64 status
+    check_run(v, o, s, rows, coordinates, d)
+    w = workspace()
     with nogil:
         set_frame(&w.frame, rows, coordinates, d.u32s(), limit, steps)
         if v.kind == c"f":
@@ -197,7 +246,9 @@ cdef void synthesize_run(Workspace* w, real* a, real* x, const u32* words, i64 f
 def kashin_synthesis(a, x, words, i64 rows, i64 coordinates, data, u64 key) -> None:
     """x = U a for len(words) equal frames; a is overwritten. Arguments as in kashin_representation."""
     cdef View v = view(a, b"fd", True), o = view(x, b"fd", True), s = view(words, b"I"), d = view(data, b"I")
-    cdef Workspace* w = workspace()
+    cdef Workspace* w
+    check_run(o, v, s, rows, coordinates, d)
+    w = workspace()
     with nogil:
         set_frame(&w.frame, rows, coordinates, d.u32s(), 0, 0)
         if v.kind == c"f":
@@ -254,9 +305,11 @@ def kashin_encode(x, layout, data, double limit, i64 steps, i32 levels, u64 fram
     kashin_rows of each run in turn. Returns as kashin_representation does.
     """
     cdef View v = view(x, b"fd"), r = view(layout, b"Q"), d = view(data, b"I"), o = view(payload, b"B", True)
-    cdef Workspace* w = workspace()
     cdef const u64* plan = <const u64*>r.buffer.buf
+    cdef Workspace* w
     cdef i64 status
+    check_layout(v, r, d, o, offset, levels)
+    w = workspace()
     with nogil:
         if v.kind == c"f":
             status = encode_frames[f32](w, v.f32s(), plan, r.n // 3, d.u32s(), limit, steps, levels, frame_key, key,
@@ -306,9 +359,11 @@ cdef i64 decode_frames(Workspace* w, const u8* codes, const u8* words, const u64
 def kashin_decode(payload, i64 offset, layout, data, i32 levels, u64 frame_key, i64 rows, out) -> int:
     """The inverse of kashin_encode; rows: of all frames. Returns -1, or the frame whose level no encoder writes."""
     cdef View p = view(payload, b"B"), r = view(layout, b"Q"), d = view(data, b"I"), o = view(out, b"fd", True)
-    cdef Workspace* w = workspace()
     cdef const u64* plan = <const u64*>r.buffer.buf
+    cdef Workspace* w
     cdef i64 status
+    check_layout(o, r, d, p, offset, levels)
+    w = workspace()
     with nogil:
         if o.kind == c"f":
             status = decode_frames[f32](w, p.u8s(), p.u8s() + offset, plan, r.n // 3, d.u32s(), levels, frame_key, rows,

@@ -67,10 +67,25 @@ HD void philox_calls(u64 first, u32 stream, u64 key, u32* out) {
     }
   }
 #else
-  int i, w;
+  u32 *a = out, *b = out + CALLS, *c = out + 2 * CALLS, *d = out + 3 * CALLS;
+  u32 k0 = (u32)key, k1 = (u32)(key >> 32);
+  int i, round;
   for (i = 0; i < CALLS; ++i) {
-    philox_out r = random_at(first + (u64)i, stream, key);
-    for (w = 0; w < 4; ++w) out[CALLS * w + i] = r.w[w];
+    a[i] = (u32)first + (u32)i;
+    b[i] = (u32)(first >> 32);
+    c[i] = stream;
+    d[i] = 0;
+  }
+  for (round = 0; round < 10; ++round) {
+    for (i = 0; i < CALLS; ++i) {
+      u64 p = (u64)a[i] * PHILOX_M0, q = (u64)c[i] * PHILOX_M1;
+      a[i] = (u32)(q >> 32) ^ b[i] ^ k0;
+      c[i] = (u32)(p >> 32) ^ d[i] ^ k1;
+      b[i] = (u32)q;
+      d[i] = (u32)p;
+    }
+    k0 += PHILOX_W0;
+    k1 += PHILOX_W1;
   }
 #endif
 }

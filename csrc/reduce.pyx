@@ -133,15 +133,16 @@ def count_nonfinite(x) -> tuple:
 
 
 cdef f64 largest_magnitude(const real* x, i64 n) noexcept nogil:
+    # signed: magnitudes leave the top bit clear, and SSE2 compares no other way
     cdef i64 i
-    cdef u32 m32 = 0
-    cdef u64 m64 = 0
+    cdef i32 m32 = 0
+    cdef i64 m64 = 0
     for i in range(n):
         if real is f32:
-            m32 = max(m32, magnitude_f32(x[i]))
+            m32 = max(m32, <i32>magnitude_f32(x[i]))
         else:
-            m64 = max(m64, magnitude_f64(x[i]))
-    return f32_bits(m32) if real is f32 else f64_bits(m64)
+            m64 = max(m64, <i64>magnitude_f64(x[i]))
+    return f32_bits(<u32>m32) if real is f32 else f64_bits(<u64>m64)
 
 
 def max_abs(x) -> float:

@@ -1,6 +1,7 @@
 """What every compressor of the catalogue promises, checked on each of them."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -270,6 +271,21 @@ def test_anything_with_dlpack_is_taken(C):
 
     x = families(1000)["gaussian"]
     np.testing.assert_array_equal(C.encode(Foreign(x), KEY).payload, C.encode(x, KEY).payload)
+
+
+@each
+def test_encode_takes_one_vector_of_extra_memory_at_most(C):
+    x = families(1 << 18)["gaussian"]
+    room = np.empty(-(-C.bits(x.size) // 8), np.uint8)
+    C.encode(x, KEY, out=room)
+    tracemalloc.start()
+    try:
+        message = C.encode(x, KEY, out=room)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # parts of a combination are payloads of their own, and a random index set is as long as its values
+    assert peak <= x.nbytes + 2.5 * message.payload.nbytes + 100_000
 
 
 @each
