@@ -182,8 +182,7 @@ class Identity(Unbiased):
         return payload, 8 * x.nbytes
 
     def _decode(self, message, key, out, weight, add):
-        values = np.frombuffer(message.payload.tobytes(), message.dtype)
-        add_or_store(values, out, weight, add)
+        add_or_store(message.payload.view(message.dtype), out, weight, add)
 
 
 def add_or_store(values: np.ndarray, out: np.ndarray, weight: float, add: bool) -> None:

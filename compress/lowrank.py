@@ -88,18 +88,21 @@ class PowerSGD(Contractive):
         """(P, X' P) of the tall matrix."""
         largest = check_finite(x)
         rows, columns = self._shape(x.size)
-        matrix = np.zeros(rows * columns)
-        matrix[: x.size] = x
+        matrix = x
+        if rows * columns > x.size:
+            matrix = np.zeros(rows * columns, x.dtype)
+            matrix[: x.size] = x
         matrix = matrix.reshape(rows, columns)
         if rows < columns:
             matrix = matrix.T
-        factor = 2.0 ** -np.frexp(largest)[1] if largest else 1.0  # squares inside QR must not overflow
-        p, _ = np.linalg.qr(matrix @ (q * factor))
-        p = p.astype(np.float32)
-        right = matrix.T @ p
-        if np.abs(right).max() > np.finfo(np.float32).max:
+        # the product must neither overflow nor lose denormals; a factor has no effect on the basis
+        q = np.ldexp(q, min(120, -math.frexp(largest)[1])).astype(x.dtype)
+        p = np.linalg.qr((matrix @ q).astype(np.float64))[0].astype(np.float32)
+        with np.errstate(over="ignore"):
+            right = (matrix.T @ p).astype(np.float32)
+        if not np.isfinite(right).all():
             raise ValueError("x is too large: a factor leaves float32's range")
-        return p, right.astype(np.float32)
+        return p, right
 
     def _pack(self, p: np.ndarray, q: np.ndarray, out) -> np.ndarray:
         payload = kernels.buffer(p.nbytes + q.nbytes, out)
@@ -113,7 +116,7 @@ class PowerSGD(Contractive):
 
     def _decode(self, message, key, out, weight, add):
         m, n, r = self._sides(message.size)
-        values = np.frombuffer(message.payload.tobytes(), np.float32)
+        values = message.payload.view(np.float32)
         if not np.isfinite(values).all():
             raise ValueError("PowerSGD: a factor in the payload is NaN or Inf")
         p, q = values[: m * r].reshape(m, r), values[m * r :].reshape(n, r)

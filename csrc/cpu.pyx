@@ -1,9 +1,10 @@
 """CPU kernels, one module an instruction set (setup.py), every topic included from its own file.
 
 A. Arrays come in through `view`, the one place where a Python object becomes a pointer. It checks the
-   element type and contiguity; sizes and values are checked by the callers in compress/, once.
+   element type and contiguity; values are checked by the callers in compress/, once.
 B. Whatever takes time runs without the GIL.
-C. Lengths are 64-bit; a kernel never writes outside what its documentation says it writes.
+C. Lengths are 64-bit. Every entry point checks that its buffers hold what it will read and write (`need`):
+   a wrong length is a ValueError, never an access out of range.
 """
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_WRITABLE, PyObject_GetBuffer, PyBuffer_Release
@@ -72,6 +73,13 @@ cdef View view(object x, const char* kinds, bint writable=False):
     v.kind = kind
     v.n = v.buffer.len // v.buffer.itemsize
     return v
+
+
+cdef int need(View v, i64 n, str name) except -1:
+    """The buffer called `name` must have at least n elements."""
+    if v.n < n:
+        raise ValueError(f"{name} has {v.n} elements, {n} are needed")
+    return 0
 
 
 cdef extern from *:

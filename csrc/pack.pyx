@@ -20,6 +20,12 @@ def pack_bits(i64 n, int width) -> int:
     return packed_bits(n, width)
 
 
+cdef int check_width(int width) except -1:
+    if width < 0 or width > 16:
+        raise ValueError(f"width must lie in [0, 16], got {width}")
+    return 0
+
+
 def pack(codes, int width, out) -> None:
     """codes (u16, below 2^width; width 0: below 3) -> out (u8, ceil(pack_bits / 8) bytes)."""
     cdef View c = view(codes, b"H"), o = view(out, b"B", True)
@@ -28,6 +34,8 @@ def pack(codes, int width, out) -> None:
     cdef u32 block[CODE_BUFFER]
     cdef i64 index, start
     cdef int i, n
+    check_width(width)
+    need(o, packed_bytes(c.n, width), "out")
     with nogil:
         for index in range(ceil_div(c.n, PACK_BLOCK)):
             start = index * PACK_BLOCK
@@ -45,6 +53,8 @@ def unpack(data, int width, out) -> None:
     cdef u32 block[CODE_BUFFER]
     cdef i64 index, start
     cdef int i, n
+    check_width(width)
+    need(d, packed_bytes(o.n, width), "data")
     with nogil:
         for index in range(ceil_div(o.n, PACK_BLOCK)):
             start = index * PACK_BLOCK

@@ -175,6 +175,22 @@ cdef void unpack_blocks(const u8* data, const u8* scales, int wire, i64 block, i
                 out[start + i] = <real>(out[start + i] + moved[i] if add else moved[i])
 
 
+cdef int check_blocks(i64 n, i64 block, int wire, i32 levels) except -1:
+    if wire != 4 and wire != 8:
+        raise ValueError(f"wire must be 4 or 8 bytes, got {wire}")
+    if block < 1 or (block < n and block % PACK_BLOCK):
+        raise ValueError(f"block must be a multiple of {PACK_BLOCK} or at least {n}, got {block}")
+    if levels < 2 or levels > 65536:
+        raise ValueError(f"levels must lie in [2, 65536], got {levels}")
+    return 0
+
+
+cdef int need_scales(View scales, i64 offset, i64 count, int wire, str name) except -1:
+    if offset < 0:
+        raise ValueError(f"offset must not be negative, got {offset}")
+    return need(scales, offset + count * wire, name)
+
+
 def write_scales(x, i64 block, int which, int wire, payload, i64 offset) -> int:
     """A norm of each block of x, rounded up to float32 (wire=4) or as float64 (8), into payload (u8) at offset.
 
@@ -186,6 +202,9 @@ def write_scales(x, i64 block, int which, int wire, payload, i64 offset) -> int:
     cdef f32 single
     cdef i64 index, start, m
     cdef int status = 0
+    if block < 1:
+        raise ValueError(f"block must be at least 1, got {block}")
+    need_scales(o, offset, ceil_div(v.n, block), wire, "payload")
     with nogil:
         for index in range(ceil_div(v.n, block)):
             start = index * block
@@ -211,6 +230,7 @@ def bad_scale(payload, i64 offset, i64 count, int wire) -> int:
     cdef View d = view(payload, b"B")
     cdef i64 index
     cdef f64 scale
+    need_scales(d, offset, count, wire, "payload")
     for index in range(count):
         scale = read_scale(d.u8s() + offset, index, wire)
         if not (scale >= 0 and scale < f64_bits(INFINITE_F64)):
@@ -231,6 +251,9 @@ def quantize_pack(x, scales, i64 offset, int wire, i64 block, i32 levels, u64 ke
     cdef Alphabet alphabet = NATURAL if natural else GRID
     cdef Rounding rounding = NEAREST if nearest else DITHER
     cdef const u8* m = s.u8s() + offset
+    check_blocks(v.n, block, wire, levels)
+    need_scales(s, offset, ceil_div(v.n, block), wire, "scales")
+    need(o, packed_bytes(v.n, code_width(levels)), "out")
     with nogil:
         if v.kind == c"f":
             quantize_blocks[f32](v.f32s(), v.n, m, wire, block, levels, alphabet, rounding, key, o.u8s())
@@ -244,6 +267,9 @@ def unpack_scale(data, scales, i64 offset, int wire, i64 block, i32 levels, f64 
     cdef View d = view(data, b"B"), s = view(scales, b"B"), o = view(out, b"fd", True)
     cdef Alphabet alphabet = NATURAL if natural else GRID
     cdef const u8* m = s.u8s() + offset
+    check_blocks(o.n, block, wire, levels)
+    need_scales(s, offset, ceil_div(o.n, block), wire, "scales")
+    need(d, packed_bytes(o.n, code_width(levels)), "data")
     with nogil:
         if o.kind == c"f":
             unpack_blocks[f32](d.u8s(), m, wire, block, levels, alphabet, weight, add, o.f32s(), o.n)
@@ -283,6 +309,7 @@ cdef void unpower_blocks(const u8* exponent, const u8* sign, real scale, bint ad
 def power_pack(x, u64 key, out) -> None:
     """Natural compression: |x| < 2^127 to a power of two, 8 bits of exponent (n bytes), then n sign bits."""
     cdef View v = view(x, b"fd"), o = view(out, b"B", True)
+    need(o, v.n + ceil_div(v.n, 8), "out")
     with nogil:
         if v.kind == c"f":
             power_blocks[f32](v.f32s(), v.n, key, o.u8s(), o.u8s() + v.n)
@@ -293,6 +320,7 @@ def power_pack(x, u64 key, out) -> None:
 def unpower_scale(data, double scale, out, bint add=False) -> None:
     """The inverse of power_pack: out (n) = or += scale * power."""
     cdef View d = view(data, b"B"), o = view(out, b"fd", True)
+    need(d, o.n + ceil_div(o.n, 8), "data")
     with nogil:
         if o.kind == c"f":
             unpower_blocks[f32](d.u8s(), d.u8s() + o.n, <f32>scale, add, o.f32s(), o.n)

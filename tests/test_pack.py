@@ -51,6 +51,17 @@ def test_predicted_lengths(kernels, n, width, bits):
 
 
 def test_any_byte_unpacks_to_some_trits(kernels):
-    codes = np.empty(256 * 5, np.uint16)
-    kernels.unpack(np.arange(256, dtype=np.uint8), 0, codes)
-    assert codes.max() <= 3
+    codes = np.empty(1024, np.uint16)
+    for start in (0, 51):
+        kernels.unpack(np.arange(start, start + 205, dtype=np.uint8), 0, codes)
+        assert codes.max() <= 3
+
+
+def test_wrong_lengths_and_widths_are_refused(kernels):
+    codes = np.zeros(1000, np.uint16)
+    with pytest.raises(ValueError, match="out has 499 elements, 500 are needed"):
+        kernels.pack(codes, 4, np.empty(499, np.uint8))
+    with pytest.raises(ValueError, match="data has 499 elements"):
+        kernels.unpack(np.empty(499, np.uint8), 4, codes)
+    with pytest.raises(ValueError, match="17"):
+        kernels.pack(codes, 17, np.empty(5000, np.uint8))

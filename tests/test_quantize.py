@@ -164,3 +164,26 @@ def test_scales_round_up_and_report_their_range(kernels):
     assert payload.view(np.float64)[0] == 1e39
     assert kernels.write_scales(np.array([np.nan]), 1, kernels.NORM_L2, 8, payload, 0) == 1
     assert kernels.bad_scale(np.array([1, -1], np.float32).view(np.uint8), 0, 2, 4) == 1
+
+
+def test_wrong_lengths_are_refused(kernels):
+    x, out, scale = np.ones(3000, np.float32), np.empty(1500, np.uint8), np.ones(1, np.float32).view(np.uint8)
+    kernels.quantize_pack(x, scale, 0, 4, 3000, 15, 1, out)
+    for arguments, what in [
+        ((x, scale, 0, 4, 3000, 15, 1, out[:-1]), "out has 1499"),
+        ((x, scale, 1, 4, 3000, 15, 1, out), "scales has 4"),
+        ((x, scale, 0, 8, 3000, 15, 1, out), "scales has 4"),
+        ((x, scale, 0, 4, 1024, 15, 1, out), "scales has 4"),
+        ((x, scale, 0, 4, 1000, 15, 1, out), "block"),
+        ((x, scale, 0, 4, 3000, 1, 1, out), "levels"),
+        ((x, scale, -1, 4, 3000, 15, 1, out), "offset"),
+        ((x, scale, 0, 2, 3000, 15, 1, out), "wire"),
+    ]:
+        with pytest.raises(ValueError, match=what):
+            kernels.quantize_pack(*arguments)
+    with pytest.raises(ValueError, match="data has 1499"):
+        kernels.unpack_scale(out[:-1], scale, 0, 4, 3000, 15, 1.0, x)
+    with pytest.raises(ValueError, match="out has"):
+        kernels.power_pack(x, 1, np.empty(3374, np.uint8))
+    with pytest.raises(ValueError, match="data has"):
+        kernels.unpower_scale(np.empty(3374, np.uint8), 1.0, x)
