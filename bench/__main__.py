@@ -60,7 +60,7 @@ def parser():
     source.add_argument("--input", type=Path, metavar="FILE.npy", help="your own vector")
     source.add_argument("--distribution", choices=("normal", "student", "onehot"), help="a synthetic vector")
     f.add_argument("--size", type=int, default=1126410, help="length of the synthetic vector (default %(default)s)")
-    f.add_argument("--trials", type=int, help="independent encodings per compressor (default 10; 2 with --quick)")
+    f.add_argument("--trials", type=int, help="independent encodings per compressor (default 20; 2 with --quick)")
     f.add_argument("--quick", action="store_true", help="a few parameters and trials only, within 20 s")
     f.add_argument("--seed", type=int, default=0)
     f.set_defaults(command=frontier)

@@ -29,29 +29,64 @@ LEVELS = (1, 2, 3, 7, 15, 31, 63, 127)
 
 
 def sweep():
-    """{class: instances}: one list of parameter values a class; what is not listed comes with its own examples()."""
+    """{class name: instances}: one list of parameter values a class; one that is not listed comes with the examples
+    it has in the catalogue, so that a new compressor appears by itself."""
     c = compress
-    ranges = {
-        c.Identity: [c.Identity()],
-        c.RandK: [c.RandK(k) for k in FRACTIONS],
-        c.TopK: [c.TopK(k) for k in FRACTIONS],
-        c.PermK: [c.PermK(n) for n in (2, 4, 16, 64, 256, 1024)],
-        c.StandardDithering: [c.StandardDithering(*p) for p in product(LEVELS, ("l2", "linf"), (None, 1024))],
-        c.Kashin: [c.Kashin(L, redundancy) for redundancy in (1.25, 1.5, 2.0) for L in (2, 3, 4, 8, 16, 64)],
+    listed = {
+        "Identity": [c.Identity()],
+        "RandK": [c.RandK(k) for k in FRACTIONS],
+        "PermK": [c.PermK(n) for n in (2, 4, 16, 64, 256)],
+        "Bernoulli": [c.Bernoulli(p) for p in FRACTIONS],
+        "TopK": [c.TopK(k) for k in FRACTIONS],
+        "StandardDithering": [c.StandardDithering(*p) for p in product(LEVELS, ("l2", "linf"), (None, 1024))],
+        "NaturalDithering": [c.NaturalDithering(*p) for p in product((1, 3, 7, 15), ("l2", "linf"))],
+        "Rotated": [
+            *(c.Rotated(inner) for inner in (c.ScaledSign(), c.TernGrad())),
+            *(c.Rotated(c.StandardDithering(s, "linf", 4096)) for s in LEVELS),
+        ],
+        "Kashin": [c.Kashin(L, r) for r in (1.1, 1.25, 1.5, 2.0) for L in (2, 3, 4, 8, 16, 64, 256)],
+        "PowerSGD": [c.PowerSGD(r) for r in (1, 4, 16, 64)],
+        "Scaled": [c.Scaled(inner) for inner in (c.RandK(0.1), c.TernGrad(), c.Kashin(2), c.Kashin(3), c.Kashin(16))],
+        "Induced": [c.Induced(c.TopK(k), c.RandK(k)) for k in (0.003, 0.01, 0.03, 0.1)],
+        "Composed": [c.Composed(c.RandK(k), c.NaturalCompression()) for k in (0.003, 0.01, 0.03, 0.1, 0.3)],
     }
+    found = {}
     for example in c.catalogue():
-        if type(example) not in ranges:
-            ranges[type(example)] = [e for e in c.catalogue() if type(e) is type(example)]
-    return ranges
+        found.setdefault(family(example), []).append(example)
+    return {name: listed.get(name, examples) for name, examples in found.items()}
+
+
+def family(compressor):
+    return compress.compressor.name_of(compressor)
+
+
+def parameters(compressor):
+    """What a reader needs to tell instances apart: `7, norm=linf, block=1024`. The first parameter always and
+    without its name, the others where they differ from their defaults."""
+    parts = []
+    for i, f in enumerate(fields(compressor)):
+        value = getattr(compressor, f.name)
+        if value == f.default and (i > 0 or f.name == "wire"):
+            continue
+        if isinstance(value, compress.Compressor):
+            text = name(value)
+        else:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+        parts.append(text if i == 0 or isinstance(value, compress.Compressor) else f"{f.name}={text}")
+    return ", ".join(parts)
+
+
+def name(compressor):
+    """`Kashin(3, redundancy=2)`: short enough for a table and a figure."""
+    return f"{family(compressor)}({parameters(compressor)})"
 
 
 @dataclass
 class Point:
     """One line of the table: a compressor on a vector."""
 
-    name: str
+    compressor: str
     family: str
-    parameters: str
     kind: str  # unbiased, contractive or - (no constant at all)
     guarantee: str
     bits: float  # per coordinate, from the bytes that left
@@ -68,22 +103,24 @@ class Point:
 
 
 def measure(compressor, x, trials, seed=0):
-    """One Point. Every trial is a new round, which renews shared and private randomness alike."""
-    y = np.empty_like(x)
+    """One Point. Every trial is a new round, which renews shared and private randomness alike; buffers are reused, as
+    a training loop would."""
+    key = compress.Key(seed).worker(0)
+    message = compressor.encode(x, key)
+    y = compressor.decode(message, key)
+    room = np.empty(max(message.payload.nbytes, -(-compressor.bits(x.size) // 8)), np.uint8)
     energy = float(np.dot(x, x)) or 1.0
     seconds = {"copy": [], "encode": [], "decode": []}
     errors, sizes = [], []
-    for trial in range(-1, trials):  # trial -1 warms up
-        key = compress.Key(seed).at(round=trial + 1).worker(0)
+    for trial in range(trials):
+        key = key.at(round=trial)
         start = perf_counter()
         np.copyto(y, x)
         copied = perf_counter()
-        message = compressor.encode(x, key)
+        message = compressor.encode(x, key, out=room)
         encoded = perf_counter()
         compressor.decode(message, key, out=y)
         decoded = perf_counter()
-        if trial < 0:
-            continue
         seconds["copy"].append(copied - start)
         seconds["encode"].append(encoded - copied)
         seconds["decode"].append(decoded - encoded)
@@ -93,9 +130,8 @@ def measure(compressor, x, trials, seed=0):
     time = {name: median(s) for name, s in seconds.items()}
     bits, nmse = float(np.mean(sizes)), float(np.mean(errors))
     return Point(
-        name=name(compressor),
-        family=type(compressor).__name__,
-        parameters=parameters(compressor),
+        compressor=name(compressor),
+        family=family(compressor),
         kind=kind(compressor),
         guarantee=compressor.guarantee,
         bits=bits,
@@ -132,26 +168,6 @@ def proven_product(compressor, d, bits):
     return alpha * 4**bits if alpha > 0 else None
 
 
-def parameters(compressor, short=False):
-    """The fields that differ from their defaults, as `levels=7, norm=linf`; short: `7, linf`."""
-    parts = []
-    for f in fields(compressor):
-        value = getattr(compressor, f.name)
-        if value == f.default:
-            continue
-        if isinstance(value, float):
-            value = f"{value:g}"
-        elif isinstance(value, compress.Compressor):
-            value = name(value)
-        parts.append(str(value) if short else f"{f.name}={value}")
-    return ", ".join(parts)
-
-
-def name(compressor):
-    """`Kashin(3, 2)`: short enough for a table and a figure."""
-    return f"{type(compressor).__name__}({parameters(compressor, short=True)})"
-
-
 def pareto(bits, error):
     """Mask of the points that no other point beats: none has at most as many bits and a smaller error, or
     fewer bits and at most the error. Of equal points the first stays."""
@@ -178,7 +194,7 @@ def run(x, title, out, seed=0, quick=False, trials=None):
 
     from .plot import frontier_figure
 
-    trials = trials or (2 if quick else 10)
+    trials = trials or (2 if quick else 20)
     entries = [
         c for instances in sweep().values() for c in (instances[:: max(1, len(instances) // 3)] if quick else instances)
     ]
@@ -217,15 +233,14 @@ def table(points, title):
     products, speeds = ("proven\n4^b", "this\ninput"), ("enc\nGB/s", "x mem\ncpy", "dec\nGB/s", "x mem\ncpy")
     for header in ("bits", "NMSE", "+-", *products, *speeds):
         t.add_column(header, justify="right", no_wrap=True)
-    family = None
+    group = None
     for p in points:
-        if p.family != family:
-            family = p.family
+        if (p.family, p.kind) != group:
+            group = p.family, p.kind
             t.add_section()
-            proof = "no proven constant" if p.guarantee == "none" else f"{p.kind}, {p.guarantee}"
-            t.add_row(f"[bold]{family}[/] [dim]{proof}[/]")
+            t.add_row(f"[bold]{p.family}[/] [dim]{p.kind}{'' if p.guarantee == 'proven' else f', {p.guarantee}'}[/]")
         t.add_row(
-            f"{'*' if p.frontier else ' '} {p.parameters}",
+            f"{'*' if p.frontier else ' '} {p.compressor.removeprefix(p.family)[1:-1]}",
             f"{p.bits:.3f}",
             f"{p.nmse:.3g}",
             f"{p.nmse_se:.0e}" if p.nmse_se else "0",

@@ -1,5 +1,6 @@
 """The figures, one function each. Matplotlib without a window."""
 
+import re
 from itertools import cycle, product
 
 import matplotlib
@@ -8,8 +9,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import PathCollection
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
 STYLE = {
     "font.size": 8,
@@ -39,14 +38,14 @@ def frontier_figure(points, title, d, path):
         ("unbiased", "Unbiased", lambda b: 1 / (4.0**b - 1), r"worst-case bound $\omega \geq 1/(4^{b}-1)$"),
     ]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.6), layout="constrained")
+        figure, axes = plt.subplots(1, 2, figsize=(10.4, 6), width_ratios=(2, 3), layout="constrained")
         for axis, (kind, name, bound, bound_name) in zip(axes, panels, strict=True):
             shown = [p for p in points if p.kind in (kind, "-" if kind == "contractive" else kind) and p.nmse > 1e-9]
             axis.set(xscale="log", yscale="log", title=f"{name} compressors", xlabel="bits per coordinate sent")
             axis.set_ylabel(r"NMSE  $\|C(x)-x\|^2 / \|x\|^2$")
             if not shown:
                 continue
-            low, high = min(p.bits for p in shown) / 1.6, max(p.bits for p in shown) * 2.5
+            low, high = min(p.bits for p in shown) / 1.6, max(p.bits for p in shown) * 2
             bottom, top = min(p.nmse for p in shown) / 4, max(p.nmse for p in shown) * 4
             b = np.geomspace(low, high, 400)
             axis.plot(b, bound(b), color="crimson", label=bound_name)
@@ -60,10 +59,11 @@ def frontier_figure(points, title, d, path):
                     axis.scatter(*where, s=18, linewidth=0, alpha=0.85, label=family, **style)
             axis.set(xlim=(low, high), ylim=(bottom, top))
             axis.legend(loc="lower left", fontsize=6.5, handletextpad=0.3)
-            labels = [  # the family once, then its parameters alone while the frontier stays with it
-                (p.bits, p.nmse, p.name.removeprefix(p.family if p.family == before else ""), styles[p.family]["color"])
-                for p, before in zip(best, [None, *(q.family for q in best)], strict=False)
-            ]
+            labels, family = [], None
+            for p in best:  # the family once, then its parameters alone while the frontier stays with it
+                text = re.sub(r"\w+=|(?<=\w)\(\)", "", p.compressor.removeprefix(family or ""))
+                labels.append((p.bits, p.nmse, text, styles[p.family]["color"]))
+                family = p.family
             label_points(axis, labels)
         figure.suptitle(f"{title}, d = {d:,}", fontsize=9)
         figure.savefig(path)
@@ -71,48 +71,57 @@ def frontier_figure(points, title, d, path):
 
 
 def label_points(axis, labels, size=6):
-    """Write [(x, y, text, colour)] next to their points without overlaps: every label tries places ever further
-    out, keeps the first that is free of points, curves and other labels, and is left out where nothing is free."""
+    """Write [(x, y, text, colour)] next to their points without overlaps: every label tries places ever further out
+    and takes the first where it touches no point, curve or other label, and the line back to its point no point and
+    no label. It is left out where there is none."""
     figure = axis.figure
     figure.canvas.draw()  # fixes the layout, so that display coordinates are final
-    renderer, pixel = figure.canvas.get_renderer(), figure.dpi / 72
-    marks = np.concatenate([c.get_offsets() for c in axis.collections if isinstance(c, PathCollection)])
-    corners = axis.transData.transform(marks) - 2 * pixel
-    taken = [Bbox.from_bounds(x, y, 4 * pixel, 4 * pixel) for x, y in corners]
-    for line in axis.get_lines():  # a curve is an obstacle every 3 points of its length
-        path = axis.transData.transform(line.get_xydata())
-        length = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(path, axis=0).T))])
-        steps = np.arange(0, length[-1], 3 * pixel)
-        taken += [
-            Bbox.from_bounds(x, y, 1, 1)
-            for x, y in zip(np.interp(steps, length, path[:, 0]), np.interp(steps, length, path[:, 1]), strict=True)
-        ]
+    pixel, to_display = figure.dpi / 72, axis.transData.transform
+    points = [to_display(c.get_offsets()) for c in axis.collections if isinstance(c, PathCollection)]
+    solid = squares(np.concatenate(points), 2.2 * pixel)
+    curves = [along(to_display(line.get_xydata()), 3 * pixel) for line in axis.get_lines()]
+    curves = squares(np.concatenate(curves), pixel / 2)
     if axis.get_legend():
-        taken.append(axis.get_legend().get_window_extent(renderer))
-    directions = [np.radians(a) for a in (45, 225, 20, 250, 70, 200, 0, 180, 90, 270, 135, 315)]
+        solid = np.vstack([solid, axis.get_legend().get_window_extent().extents])
+    directions = np.radians([45, 225, 20, 250, 70, 200, 0, 180, 90, 270, 135, 315])
     for x, y, text, colour in labels:
-        for distance, angle in product((5, 12, 20, 30, 42, 56, 72), directions):
-            dx, dy = distance * np.cos(angle), distance * np.sin(angle)
-            line = {"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
-            note = axis.annotate(
-                text,
-                (x, y),
-                (dx, dy),
-                textcoords="offset points",
-                fontsize=size,
-                color=colour,
-                ha="left" if dx > 1 else "right" if dx < -1 else "center",
-                va="bottom" if dy > 1 else "top" if dy < -1 else "center",
-                arrowprops=line if distance > 5 else None,
-            )
-            note.update_positions(renderer)
-            box = Text.get_window_extent(note, renderer)
-            frame = axis.bbox
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                break
-            note.remove()
+        point = to_display((x, y))
+        place = {"textcoords": "offset points", "fontsize": size, "color": colour, "ha": "center", "va": "center"}
+        probe = axis.annotate(text, (x, y), (0, 0), **place)
+        half = np.array(probe.get_window_extent().size) / 2
+        probe.remove()
+        for distance, angle in product((4, 8, 13, 19, 26, 34, 43, 53, 64, 80, 100, 120), directions):
+            direction = np.array([np.cos(angle), np.sin(angle)])
+            centre = point + direction * (distance * pixel + half)
+            box = np.concatenate([centre - half, centre + half])
+            leader = squares(along(np.array([point + 4 * pixel * direction, centre]), pixel), pixel / 2)
+            leader = leader[~touching(leader, box)]
+            inside = np.all(axis.bbox.min <= box[:2]) and np.all(box[2:] <= axis.bbox.max)
+            if inside and not touching(solid, box).any() and not touching(curves, box).any():
+                if not any(touching(solid, step).any() for step in leader):
+                    arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
+                    axis.annotate(
+                        text, (x, y), (centre - point) / pixel, arrowprops=arrow if distance > 8 else None, **place
+                    )
+                    solid = np.vstack([solid, box, leader])
+                    break
+
+
+def squares(centres, radius):
+    """Boxes as rows (x0, y0, x1, y1)."""
+    return np.hstack([centres - radius, centres + radius])
+
+
+def touching(boxes, box):
+    """Mask of the boxes that overlap one box."""
+    return np.all(boxes[:, :2] < box[2:], axis=1) & np.all(box[:2] < boxes[:, 2:], axis=1)
+
+
+def along(path, step):
+    """Points every `step` along a polyline."""
+    length = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(path, axis=0).T))])
+    at = np.arange(0, length[-1], step)
+    return np.column_stack([np.interp(at, length, path[:, 0]), np.interp(at, length, path[:, 1])])
 
 
 def kashin_figure(points, sizes, omegas, runs, decay, d, path):
@@ -122,18 +131,22 @@ def kashin_figure(points, sizes, omegas, runs, decay, d, path):
         figure, ((bound, growth), (descent, residual)) = plt.subplots(2, 2, figsize=(9.6, 7.6), layout="constrained")
 
         shown = [p for p in points if p[4] > 1e-7]
-        b = np.linspace(0, 12, 300)
+        b = np.linspace(0, 10.9, 300)
         bound.plot(b, 4.0**-b, color="crimson", label=r"worst-case bound $\alpha = 4^{-b}$")
         for family, style in styles.items():
             mine = [p for p in shown if p[1] == family]
             if mine:
                 where = [p[3] for p in mine], [p[4] for p in mine]
                 bound.scatter(*where, s=16, linewidth=0, alpha=0.85, label=family, **style)
-        bound.set(yscale="log", xlim=(-0.3, 12.3), ylim=(1e-7, 2), xlabel="bits per coordinate sent")
+        bound.set(yscale="log", xlim=(-0.3, 10.9), ylim=(1e-7, 2), xlabel="bits per coordinate sent")
         bound.set(ylabel=r"$\alpha$, or $\omega/(1+\omega)$ where unbiased", title=f"Worst of five inputs, d = {d}")
         bound.legend(fontsize=6, ncols=2, loc="lower left", handletextpad=0.3)
 
-        looks = {"Kashin": "3 levels, redundancy 2", "ternary": r"$\ell_2$", "rotated": "9 levels"}
+        looks = {
+            "Kashin": "3 levels, redundancy 2 (3.2 bits)",
+            "ternary": r"$\ell_2$ (1.6 bits)",
+            "rotated": "9 levels (4 bits)",
+        }
         for (label, omega), colour, marker in zip(omegas.items(), COLOURS, MARKERS, strict=False):
             growth.plot(sizes, omega, color=colour, marker=marker, markersize=4, label=f"{label}, {looks[label]}")
         growth.set(xscale="log", yscale="log", xlabel="d", ylabel=r"$\omega$ (measured, normal input)")

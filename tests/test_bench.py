@@ -67,12 +67,19 @@ def test_proven_product_is_never_below_one_and_never_invented():
 
 
 def test_every_class_of_the_catalogue_is_swept():
-    assert {type(c) for c in compress.catalogue()} <= set(frontier.sweep())
+    swept = frontier.sweep()
+    assert {frontier.family(c) for c in compress.catalogue()} == set(swept)
+    assert all(frontier.family(c) == name for name, instances in swept.items() for c in instances)
+    names = [frontier.name(c) for instances in swept.values() for c in instances]
+    assert len(set(names)) == len(names)
 
 
 def test_names():
     assert frontier.name(compress.ScaledSign()) == "ScaledSign()"
-    assert frontier.parameters(compress.RandK(0.01)) == "k=0.01"
+    assert frontier.name(compress.RandK(0.01)) == "RandK(0.01)"
+    assert frontier.name(compress.Kashin()) == "Kashin(3)"
+    assert frontier.name(compress.Kashin(8, redundancy=2.0)) == "Kashin(8, redundancy=2)"
+    assert frontier.name(compress.Rotated(compress.TernGrad())) == "Rotated(TernGrad())"
 
 
 def test_measured_error_of_randk():

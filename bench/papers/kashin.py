@@ -51,7 +51,7 @@ def worst(compressor, d, trials):
     return max(e for e, _ in measured), max(b for _, b in measured)
 
 
-def uncertainty(trials=20):
+def uncertainty(trials=40):
     """1. No compressor is below the bound where the input is the worst of five."""
     points = []
     for instances in frontier.sweep().values():
@@ -63,7 +63,7 @@ def uncertainty(trials=20):
             unbiased = frontier.kind(c) == "unbiased"
             alpha = error / (1 + error) if unbiased else error
             proven = frontier.proven_product(c, D, bits)
-            points.append((frontier.name(c), type(c).__name__, unbiased, bits, alpha, proven))
+            points.append((frontier.name(c), frontier.family(c), unbiased, bits, alpha, proven))
     lossy = [p for p in points if p[4] > 1e-12]
     lowest = min(lossy, key=lambda p: p[4] * 4 ** p[3])
     proofs = [p for p in points if p[5] is not None]
@@ -196,7 +196,7 @@ def gradient_descent(compressor, condition=10.0, target=1e-6, seed=0):
     bits, gaps = [0], [1.0]
     start = solution @ A @ solution
     while gaps[-1] > target and len(gaps) < 20_000:
-        gradient = A @ (x - solution)
+        gradient = (A @ (x - solution)).astype(np.float32)
         key = compress.Key(seed).at(round=len(gaps)).worker(0)
         message = compressor.encode(gradient, key)
         x -= gamma * compressor.decode(message, key)
