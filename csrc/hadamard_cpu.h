@@ -42,10 +42,10 @@ static void sign_words(u32* words, i64 calls, u64 e0, u64 key) {
 }
 
 /* +1 in the lanes whose bit is clear, -1 in the others; one row a bit. */
-#define LANE_SIGNS                                                        \
-  {{1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1},              \
-   {1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1},              \
-   {1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1},              \
+#define LANE_SIGNS                                                                                                     \
+  {{1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1},                                                           \
+   {1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1},                                                           \
+   {1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1},                                                           \
    {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1}}
 #endif
 
@@ -194,7 +194,8 @@ static void T(rotate)(const REAL* x, REAL* out, i64 n, u64 key, int inverse) {
       T(flip)(x + e, out + e, block, e, key);
       T(fwht)(out + e, block, scale);
     } else {
-      if (out != x) for (i64 i = e; i < e + block; ++i) out[i] = x[i];
+      if (out != x)
+        for (i64 i = e; i < e + block; ++i) out[i] = x[i];
       T(fwht)(out + e, block, scale);
       T(flip)(out + e, out + e, block, e, key);
     }

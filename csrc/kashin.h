@@ -40,9 +40,7 @@ HD u32 kashin_draw(i64 rows, i64 coordinates, i64 j, u32 n) {
 }
 
 /* Where the signs of an attempt start: the frame's, and those of the two blocks of its own rotation. */
-HD u64 kashin_signs(i64 attempt, int block, u64 offset) {
-  return ((u64)attempt << 40) + ((u64)block << 38) + offset;
-}
+HD u64 kashin_signs(i64 attempt, int block, u64 offset) { return ((u64)attempt << 40) + ((u64)block << 38) + offset; }
 
 HD f64 power_of_two(i64 e) { return f64_bits((u64)(e + 1023) << 52); }
 
@@ -74,8 +72,14 @@ HD int kashin_word_valid(u32 word) {
 }
 
 /* e = clip(a, m) - a */
-HD f32 kashin_excess_f32(f32 a, f32 m) { f32 c = a < m ? a : m; return (c > -m ? c : -m) - a; }
-HD f64 kashin_excess_f64(f64 a, f64 m) { f64 c = a < m ? a : m; return (c > -m ? c : -m) - a; }
+HD f32 kashin_excess_f32(f32 a, f32 m) {
+  f32 c = a < m ? a : m;
+  return (c > -m ? c : -m) - a;
+}
+HD f64 kashin_excess_f64(f64 a, f64 m) {
+  f64 c = a < m ? a : m;
+  return (c > -m ? c : -m) - a;
+}
 
 /* z where bit i of `data` is clear, 0 where it is set. */
 HD f32 kashin_null_f32(f32 z, u32 data, int i) { return f32_bits(bits_f32(z) & ((data >> i & 1) - 1)); }

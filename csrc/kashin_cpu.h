@@ -15,11 +15,11 @@ INLINE f32 real_f32(word_f32 bits) { return f32_bits(bits); }
 INLINE f64 real_f64(word_f64 bits) { return f64_bits(bits); }
 
 typedef struct {
-  i64 rows, coordinates;                  /* D and d */
+  i64 rows, coordinates; /* D and d */
   i64 steps;
-  f64 limit;                              /* the level that is promised */
-  u32 data[KASHIN_LARGEST / 32];          /* bit r: row r holds a coordinate */
-  u16 row[KASHIN_LARGEST];                /* the row of a coordinate */
+  f64 limit;                     /* the level that is promised */
+  u32 data[KASHIN_LARGEST / 32]; /* bit r: row r holds a coordinate */
+  u16 row[KASHIN_LARGEST];       /* the row of a coordinate */
 } kashin_frame;
 #endif
 

@@ -33,8 +33,7 @@ HD i64 packed_block_bytes(int width) { return width ? 128 * (i64)width : TRIT_BL
 /* Exact length of n packed codes in bits; the payload rounds it up to a byte. */
 HD i64 packed_bits(i64 n, int width) {
   i64 tail = n % PACK_BLOCK;
-  return n / PACK_BLOCK * 8 * packed_block_bytes(width) +
-         (width ? tail * width : 8 * ceil_div(tail, TRIT_DIGITS));
+  return n / PACK_BLOCK * 8 * packed_block_bytes(width) + (width ? tail * width : 8 * ceil_div(tail, TRIT_DIGITS));
 }
 HD i64 packed_bytes(i64 n, int width) { return ceil_div(packed_bits(n, width), 8); }
 

@@ -96,24 +96,38 @@ static void unpack_string(const u8* in, int n, int width, u32* code) {
   }
 }
 
-#define FOR_WIDTH(F, a, b)                                                                             \
-  case 1: F(a, b, 1); break; case 2: F(a, b, 2); break; case 3: F(a, b, 3); break;                     \
-  case 4: F(a, b, 4); break; case 5: F(a, b, 5); break; case 6: F(a, b, 6); break;                     \
-  case 7: F(a, b, 7); break; case 8: F(a, b, 8); break; case 9: F(a, b, 9); break;                     \
-  case 10: F(a, b, 10); break; case 11: F(a, b, 11); break; case 12: F(a, b, 12); break;               \
-  case 13: F(a, b, 13); break; case 14: F(a, b, 14); break; case 15: F(a, b, 15); break;               \
+#define FOR_WIDTH(F, a, b)                                                                                             \
+  case 1: F(a, b, 1); break;                                                                                           \
+  case 2: F(a, b, 2); break;                                                                                           \
+  case 3: F(a, b, 3); break;                                                                                           \
+  case 4: F(a, b, 4); break;                                                                                           \
+  case 5: F(a, b, 5); break;                                                                                           \
+  case 6: F(a, b, 6); break;                                                                                           \
+  case 7: F(a, b, 7); break;                                                                                           \
+  case 8: F(a, b, 8); break;                                                                                           \
+  case 9: F(a, b, 9); break;                                                                                           \
+  case 10: F(a, b, 10); break;                                                                                         \
+  case 11: F(a, b, 11); break;                                                                                         \
+  case 12: F(a, b, 12); break;                                                                                         \
+  case 13: F(a, b, 13); break;                                                                                         \
+  case 14: F(a, b, 14); break;                                                                                         \
+  case 15: F(a, b, 15); break;                                                                                         \
   case 16: F(a, b, 16); break;
 
 /* n <= 1024 codes of a width (0: trits) to packed_bytes(n, width) bytes, and back. */
 static void pack_codes(u32* code, int n, int width, u8* out) {
   if (width == 0) pack_trits(code, n, out);
   else if (n < PACK_BLOCK) pack_string(code, n, width, out);
-  else switch (width) { FOR_WIDTH(pack_words, code, out) }
+  else switch (width) {
+      FOR_WIDTH(pack_words, code, out)
+    }
 }
 static void unpack_codes(const u8* in, int n, int width, u32* code) {
   if (width == 0) unpack_trits(in, n, code);
   else if (n < PACK_BLOCK) unpack_string(in, n, width, code);
-  else switch (width) { FOR_WIDTH(unpack_words, in, code) }
+  else switch (width) {
+      FOR_WIDTH(unpack_words, in, code)
+    }
 }
 
 #endif

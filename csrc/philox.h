@@ -10,15 +10,25 @@
 #define COMPRESS_PHILOX_H
 #include "portable.h"
 
-enum { STREAM_DITHER = 0, STREAM_TIE = 1, STREAM_SIGNS = 2, STREAM_ROWS = 3, STREAM_SELECT = 4,
-       STREAM_MASK = 5, STREAM_UNIFORM = 6, STREAM_DERIVE = 7 };
+enum {
+  STREAM_DITHER = 0,
+  STREAM_TIE = 1,
+  STREAM_SIGNS = 2,
+  STREAM_ROWS = 3,
+  STREAM_SELECT = 4,
+  STREAM_MASK = 5,
+  STREAM_UNIFORM = 6,
+  STREAM_DERIVE = 7
+};
 
 #define PHILOX_M0 0xD2511F53u
 #define PHILOX_M1 0xCD9E8D57u
 #define PHILOX_W0 0x9E3779B9u
 #define PHILOX_W1 0xBB67AE85u
 
-typedef struct { u32 w[4]; } philox_out;
+typedef struct {
+  u32 w[4];
+} philox_out;
 
 HD philox_out philox(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
   philox_out out;
@@ -26,10 +36,17 @@ HD philox_out philox(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
   for (round = 0; round < 10; ++round) {
     u64 p = (u64)c0 * PHILOX_M0, q = (u64)c2 * PHILOX_M1;
     u32 n0 = (u32)(q >> 32) ^ c1 ^ k0, n2 = (u32)(p >> 32) ^ c3 ^ k1;
-    c0 = n0; c1 = (u32)q; c2 = n2; c3 = (u32)p;
-    k0 += PHILOX_W0; k1 += PHILOX_W1;
+    c0 = n0;
+    c1 = (u32)q;
+    c2 = n2;
+    c3 = (u32)p;
+    k0 += PHILOX_W0;
+    k1 += PHILOX_W1;
   }
-  out.w[0] = c0; out.w[1] = c1; out.w[2] = c2; out.w[3] = c3;
+  out.w[0] = c0;
+  out.w[1] = c1;
+  out.w[2] = c2;
+  out.w[3] = c3;
   return out;
 }
 

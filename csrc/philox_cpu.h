@@ -25,9 +25,9 @@ typedef __m256i wide;
 #define WIDE_IOTA(x) _mm256_add_epi64(_mm256_setr_epi64x(0, 1, 2, 3), WIDE_SET(x))
 #define WIDE_MUL(a, b) _mm256_mul_epu32(a, b)
 #define WIDE_MIX(high, a, b) _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(high, 32), a), b)
-#define WIDE_STORE(p, x)                                                                              \
-  _mm_storeu_si128((__m128i*)(p), _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(                 \
-                                      x, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6))))
+#define WIDE_STORE(p, x)                                                                                               \
+  _mm_storeu_si128((__m128i*)(p),                                                                                      \
+                   _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6))))
 enum { WIDE = 4, CHAINS = 2 };
 #endif
 

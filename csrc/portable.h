@@ -24,10 +24,26 @@ typedef double f64;
 #define COPY_BITS(to, from) memcpy(&(to), &(from), sizeof(to))
 #endif
 
-HD u32 bits_f32(f32 x) { u32 b; COPY_BITS(b, x); return b; }
-HD u64 bits_f64(f64 x) { u64 b; COPY_BITS(b, x); return b; }
-HD f32 f32_bits(u32 b) { f32 x; COPY_BITS(x, b); return x; }
-HD f64 f64_bits(u64 b) { f64 x; COPY_BITS(x, b); return x; }
+HD u32 bits_f32(f32 x) {
+  u32 b;
+  COPY_BITS(b, x);
+  return b;
+}
+HD u64 bits_f64(f64 x) {
+  u64 b;
+  COPY_BITS(b, x);
+  return b;
+}
+HD f32 f32_bits(u32 b) {
+  f32 x;
+  COPY_BITS(x, b);
+  return x;
+}
+HD f64 f64_bits(u64 b) {
+  f64 x;
+  COPY_BITS(x, b);
+  return x;
+}
 
 HD i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 

@@ -15,50 +15,47 @@
 enum { DITHER_GROUP = 256 };
 
 /* 16 random bits of coordinate i of a group. */
-HD u32 group_random(const u32* words, int i) {
-  return words[CALLS * (i >> 6) + (i & 31)] >> (i >> 1 & 16) & 0xffffu;
-}
+HD u32 group_random(const u32* words, int i) { return words[CALLS * (i >> 6) + (i & 31)] >> (i >> 1 & 16) & 0xffffu; }
 
 /* KIND is grid (scale = 2^16 inv, shape = levels) or natural (scale = inv, shape = least exponent). */
-#define DITHER_LOOPS(REAL, SUFFIX, KIND)                                                                 \
-  HD void KIND##_group_##SUFFIX(const REAL* x, REAL scale, i32 shape, u64 e, u64 key, u32* code) {       \
-    u32 words[4 * CALLS], largest = 0;                                                                   \
-    int pair, i;                                                                                         \
-    philox_calls(dither_call(e), STREAM_DITHER, key, words);                                             \
-    for (pair = 0; pair < 4; ++pair) {                                                                   \
-      const u32* word = words + CALLS * pair;                                                            \
-      const REAL* p = x + 64 * pair;                                                                     \
-      u32* c = code + 64 * pair;                                                                         \
-      for (i = 0; i < CALLS; ++i) {                                                                      \
-        u32 even = KIND##_sum_##SUFFIX(p[i], scale, shape, word[i] & 0xffffu);                           \
-        u32 odd = KIND##_sum_##SUFFIX(p[i + CALLS], scale, shape, word[i] >> 16);                        \
-        u32 low = even & ALL_ONES_16;                                                                    \
-        largest = largest > low ? largest : low;                                                         \
-        low = odd & ALL_ONES_16;                                                                         \
-        largest = largest > low ? largest : low;                                                         \
-        c[i] = even >> 16;                                                                               \
-        c[i + CALLS] = odd >> 16;                                                                        \
-      }                                                                                                  \
-    }                                                                                                    \
-    if (largest == ALL_ONES_16)                                                                          \
-      for (i = 0; i < DITHER_GROUP; ++i) {                                                               \
-        u32 low = KIND##_sum_##SUFFIX(x[i], scale, shape, group_random(words, i)) & ALL_ONES_16;         \
-        if (low == ALL_ONES_16) code[i] = KIND##_code_##SUFFIX(x[i], scale, shape, e + (u64)i, key);     \
-      }                                                                                                  \
-  }                                                                                                      \
-  /* n <= 1024 coordinates from element e (a multiple of 256): whole groups fast, the rest one by one. */ \
-  static void KIND##_codes_##SUFFIX(const REAL* x, int n, REAL scale, i32 shape, u64 e, u64 key,         \
-                                    u32* code) {                                                         \
-    int i = 0;                                                                                           \
-    for (; i + DITHER_GROUP <= n; i += DITHER_GROUP)                                                     \
-      KIND##_group_##SUFFIX(x + i, scale, shape, e + (u64)i, key, code + i);                             \
-    for (; i < n; ++i) code[i] = KIND##_code_##SUFFIX(x[i], scale, shape, e + (u64)i, key);              \
+#define DITHER_LOOPS(REAL, SUFFIX, KIND)                                                                               \
+  HD void KIND##_group_##SUFFIX(const REAL* x, REAL scale, i32 shape, u64 e, u64 key, u32* code) {                     \
+    u32 words[4 * CALLS], largest = 0;                                                                                 \
+    int pair, i;                                                                                                       \
+    philox_calls(dither_call(e), STREAM_DITHER, key, words);                                                           \
+    for (pair = 0; pair < 4; ++pair) {                                                                                 \
+      const u32* word = words + CALLS * pair;                                                                          \
+      const REAL* p = x + 64 * pair;                                                                                   \
+      u32* c = code + 64 * pair;                                                                                       \
+      for (i = 0; i < CALLS; ++i) {                                                                                    \
+        u32 even = KIND##_sum_##SUFFIX(p[i], scale, shape, word[i] & 0xffffu);                                         \
+        u32 odd = KIND##_sum_##SUFFIX(p[i + CALLS], scale, shape, word[i] >> 16);                                      \
+        u32 low = even & ALL_ONES_16;                                                                                  \
+        largest = largest > low ? largest : low;                                                                       \
+        low = odd & ALL_ONES_16;                                                                                       \
+        largest = largest > low ? largest : low;                                                                       \
+        c[i] = even >> 16;                                                                                             \
+        c[i + CALLS] = odd >> 16;                                                                                      \
+      }                                                                                                                \
+    }                                                                                                                  \
+    if (largest == ALL_ONES_16)                                                                                        \
+      for (i = 0; i < DITHER_GROUP; ++i) {                                                                             \
+        u32 low = KIND##_sum_##SUFFIX(x[i], scale, shape, group_random(words, i)) & ALL_ONES_16;                       \
+        if (low == ALL_ONES_16) code[i] = KIND##_code_##SUFFIX(x[i], scale, shape, e + (u64)i, key);                   \
+      }                                                                                                                \
+  }                                                                                                                    \
+  /* n <= 1024 coordinates from element e (a multiple of 256): whole groups fast, the rest one by one. */              \
+  static void KIND##_codes_##SUFFIX(const REAL* x, int n, REAL scale, i32 shape, u64 e, u64 key, u32* code) {          \
+    int i = 0;                                                                                                         \
+    for (; i + DITHER_GROUP <= n; i += DITHER_GROUP)                                                                   \
+      KIND##_group_##SUFFIX(x + i, scale, shape, e + (u64)i, key, code + i);                                           \
+    for (; i < n; ++i) code[i] = KIND##_code_##SUFFIX(x[i], scale, shape, e + (u64)i, key);                            \
   }
 
-#define NEAREST_LOOPS(REAL, SUFFIX)                                                                      \
-  static void nearest_codes_##SUFFIX(const REAL* x, int n, REAL inv, i32 levels, u32* code) {            \
-    int i;                                                                                               \
-    for (i = 0; i < n; ++i) code[i] = nearest_code_##SUFFIX(x[i], inv, levels);                          \
+#define NEAREST_LOOPS(REAL, SUFFIX)                                                                                    \
+  static void nearest_codes_##SUFFIX(const REAL* x, int n, REAL inv, i32 levels, u32* code) {                          \
+    int i;                                                                                                             \
+    for (i = 0; i < n; ++i) code[i] = nearest_code_##SUFFIX(x[i], inv, levels);                                        \
   }
 
 DITHER_LOOPS(f32, f32, grid)

@@ -27,8 +27,8 @@ typedef struct {
   u32 round_key[FEISTEL_ROUNDS];
   int low_bits;
   u32 low_mask, high_mask;
-  u32 last;         /* d - 1 */
-  u32 shift, wrap;  /* r, and the largest value that r does not carry past d - 1 */
+  u32 last;        /* d - 1 */
+  u32 shift, wrap; /* r, and the largest value that r does not carry past d - 1 */
 } bijection;
 
 HD bijection bijection_of(u64 key, u64 d) {
@@ -36,8 +36,12 @@ HD bijection bijection_of(u64 key, u64 d) {
   philox_out a = random_at(0, STREAM_SELECT, key), b = random_at(1, STREAM_SELECT, key);
   int bits = FEISTEL_MIN_BITS;
   while (((u64)1 << bits) < d) ++bits;
-  p.round_key[0] = a.w[0]; p.round_key[1] = a.w[1]; p.round_key[2] = a.w[2]; p.round_key[3] = a.w[3];
-  p.round_key[4] = b.w[0]; p.round_key[5] = b.w[1];
+  p.round_key[0] = a.w[0];
+  p.round_key[1] = a.w[1];
+  p.round_key[2] = a.w[2];
+  p.round_key[3] = a.w[3];
+  p.round_key[4] = b.w[0];
+  p.round_key[5] = b.w[1];
   p.low_bits = bits / 2;
   p.low_mask = ((u32)1 << p.low_bits) - 1;
   p.high_mask = ((u32)1 << (bits - p.low_bits)) - 1;
@@ -49,8 +53,10 @@ HD bijection bijection_of(u64 key, u64 d) {
 
 /* A bijection of 32 bits whose output bits each depend on every input bit: multiply and xor-shift, twice. */
 HD u32 mix(u32 x) {
-  x ^= x >> 16; x *= 0x21f0aaadu;
-  x ^= x >> 15; x *= 0x735a2d97u;
+  x ^= x >> 16;
+  x *= 0x21f0aaadu;
+  x ^= x >> 15;
+  x *= 0x735a2d97u;
   return x ^ x >> 15;
 }
 
@@ -69,7 +75,8 @@ HD u32 rotated(u32 v, bijection p) { return v > p.wrap ? v - p.wrap - 1 : v + p.
 
 /* pi(j) + r mod d, one index at a time. */
 HD u32 subset_index(u32 j, bijection p) {
-  do j = feistel(j, p); while (j > p.last);
+  do j = feistel(j, p);
+  while (j > p.last);
   return rotated(j, p);
 }
 
