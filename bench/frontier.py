@@ -42,7 +42,7 @@ def sweep():
         "NaturalDithering": [c.NaturalDithering(*p) for p in product((1, 3, 7, 15), ("l2", "linf"))],
         "Rotated": [
             *(c.Rotated(inner) for inner in (c.ScaledSign(), c.TernGrad())),
-            *(c.Rotated(c.StandardDithering(s, "linf", 4096)) for s in LEVELS),
+            *(c.Rotated(c.StandardDithering(s, "linf", 1024)) for s in LEVELS),
         ],
         "Kashin": [c.Kashin(L, r) for r in (1.1, 1.25, 1.5, 2.0) for L in (2, 3, 4, 8, 16, 64, 256)],
         "PowerSGD": [c.PowerSGD(r) for r in (1, 4, 16, 64)],

@@ -2,9 +2,9 @@
 `-k hadamard` and --benchmark-json=FILE for instance).
 
 How it is measured. Every round copies x first and then runs the kernel, so both see the same machine in the same
-moment; medians over the rounds; buffers are touched beforehand and given as out=; one thread. GB/s counts the float32
-side once. A bar is what a kernel was built to reach on x86-64 with AVX-512; a miss is printed and not raised, since
-another machine has other figures, and so has a busy one.
+moment; the ratio is the median of the rounds' ratios, GB/s comes from the median time. Buffers are touched beforehand
+and given as out=; one thread; GB/s counts the float32 side once. A bar is what a kernel was built to reach on x86-64
+with AVX-512; a miss is printed and not raised, since another machine has other figures, and so has a busy one.
 """
 
 import os
@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 import compress
+
+from .frontier import name
 
 SIZES = {"16": 16, "2^16": 2**16, "2^20": 2**20, "2^24": 2**24}
 LARGE = ("2^16", "2^20", "2^24")
@@ -34,13 +36,13 @@ BARS = [
     ("Walsh-Hadamard", "2^24", "x memcpy", "<=", 3.2),
     ("Walsh-Hadamard", "2^20 2^24", "x scipy.fft.dct", ">=", 14),
     ("Top-K, 1%", "2^24", "x memcpy", "<=", 1.6),
-    ("Top-K, 1%", "2^24", "x np.argpartition", ">=", 30),
+    ("Top-K, 1%", "2^24", "x np.argpartition", ">=", 30),  # NumPy 2 selects with AVX-512, ten times faster than before
     ("RandK(0.01).encode", "2^24", "ms", "<=", 3),
-    ("Rice code of indices, 1%", "2^20 2^24", "% over log2 C(d,k)", "<=", 0.5),
-    ("Kashin(3, 1.25).encode", "2^20", "GB/s", ">=", 0.4),
-    ("Kashin(3, 2).encode", "2^20", "GB/s", ">=", 0.25),
+    ("Rice code of indices, 1%", "2^20 2^24", "% over entropy", "<=", 0.5),
+    ("Kashin(3).encode", "2^20", "GB/s", ">=", 0.4),
+    ("Kashin(3, redundancy=2).encode", "2^20", "GB/s", ">=", 0.25),
     *((f"{name}.encode", "16", "us", "<=", 10) for name in ("StandardDithering(7)", "RandK(0.01)", "ScaledSign()")),
-    ("*.encode", "2^20 2^24", "d-float buffers", "<=", 1.01),
+    ("*.encode", "2^20 2^24", "buffers of d", "<=", 1.01),
 ]
 
 
@@ -71,7 +73,8 @@ def race(benchmark):
         rounds = 400 if x.size < 2**17 else 60 if x.size < 2**22 else 30
         benchmark.pedantic(function, setup=copy, rounds=rounds, warmup_rounds=3)
         seconds = benchmark.stats.stats.median
-        metrics = {"GB/s": x.nbytes / seconds / 1e9, "x memcpy": seconds / median(copies[3:])}
+        ratio = median(k / c for k, c in zip(benchmark.stats.stats.data, copies[-rounds:], strict=True))
+        metrics = {"GB/s": x.nbytes / seconds / 1e9, "x memcpy": ratio}
         metrics |= {"ms": 1e3 * seconds, "us": 1e6 * seconds} | {name: f(seconds) for name, f in also.items()}
         bars = []
         for pattern, sizes, metric, relation, bar in BARS:
@@ -88,11 +91,6 @@ def race(benchmark):
 
 def vector(size, seed=0):
     return np.random.default_rng(seed).standard_normal(SIZES[size], dtype=np.float32)
-
-
-def fixed_exponent(d, k):
-    """log2 of the number of k-subsets of d: what any code of the set must spend on average."""
-    return (lgamma(d + 1) - lgamma(k + 1) - lgamma(d - k + 1)) / log(2)
 
 
 @pytest.mark.parametrize("size", LARGE)
@@ -115,10 +113,12 @@ def test_topk(race, size):
 
 
 def grid(x, bits):
-    """2^bits points on [-max |x|, max |x|]: (levels, steps per unit, half a step, room for the codes)."""
-    kernels, levels, m = compress.kernels.of(x), 2**bits, np.abs(x).max(keepdims=True)
-    room = np.zeros(-(-kernels.pack_bits(x.size, kernels.pack_width(levels)) // 8), np.uint8)
-    return levels, (levels - 1) / (2 * m), m / (levels - 1), room
+    """2^bits points on [-max |x|, max |x|], as quantize_pack takes them, and room for the codes:
+    (arguments that describe the grid, codes, bits a coordinate)."""
+    kernels, levels = compress.kernels.of(x), 2**bits
+    scale = np.abs(x).max(keepdims=True).view(np.uint8)
+    codes = np.zeros(-(-kernels.pack_bits(x.size, kernels.pack_width(levels)) // 8), np.uint8)
+    return (scale, 0, 4, x.size, levels), codes, 8 * codes.size / x.size
 
 
 @pytest.mark.parametrize("size", LARGE)
@@ -126,21 +126,32 @@ def grid(x, bits):
 @pytest.mark.parametrize("rounding", ["", "dithered "])
 def test_quantize_pack(race, rounding, bits, size):
     x = vector(size)
-    levels, inverse, _, room = grid(x, bits)
+    points, codes, sent = grid(x, bits)
     pack, nearest = compress.kernels.of(x).quantize_pack, not rounding
-    kernel = f"{rounding}quantise + pack, {bits} bit"
-    race(kernel, size, lambda: pack(x, inverse, x.size, levels, 1, room, nearest), x, 8 * room.size / x.size)
+    race(f"{rounding}quantise + pack, {bits} bit", size, lambda: pack(x, *points, KEY.word, codes, nearest), x, sent)
 
 
 @pytest.mark.parametrize("size", LARGE)
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_unpack_scale(race, bits, size):
     x = vector(size)
-    levels, inverse, unit, codes = grid(x, bits)
+    points, codes, sent = grid(x, bits)
     kernels, out = compress.kernels.of(x), np.zeros_like(x)
-    kernels.quantize_pack(x, inverse, x.size, levels, 1, codes, True)
-    kernel = f"unpack + dequantise, {bits} bit"
-    race(kernel, size, lambda: kernels.unpack_scale(codes, unit, x.size, levels, out), x, 8 * codes.size / x.size)
+    kernels.quantize_pack(x, *points, KEY.word, codes, True)
+    race(f"unpack + dequantise, {bits} bit", size, lambda: kernels.unpack_scale(codes, *points, 1.0, out), x, sent)
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_rice(race, size):
+    """The bits are those of a random set: the bound is what any code spends on it on average."""
+    x = vector(size)
+    d, k, kernels = x.size, x.size // 100, compress.kernels.of(x)
+    indices = np.sort(np.random.default_rng(0).choice(d, k, replace=False)).astype(np.uint32)
+    out = np.zeros(-(-kernels.rice_bound(d, k) // 8), np.uint8)
+    bits = kernels.rice_encode(indices, d, out)
+    least = (lgamma(d + 1) - lgamma(k + 1) - lgamma(d - k + 1)) / log(2)
+    excess = {"% over entropy": lambda seconds: 100 * (bits / least - 1)}
+    race("Rice code of indices, 1%", size, lambda: kernels.rice_encode(indices, d, out), x, bits / d, **excess)
 
 
 WHOLE_CALLS = [
@@ -150,39 +161,34 @@ WHOLE_CALLS = [
     compress.ScaledSign(),
     compress.TernGrad(),
     compress.NaturalCompression(),
-    compress.Kashin(3, 1.25),
+    compress.Rotated(compress.TernGrad()),
+    compress.Kashin(3),
     compress.Kashin(3, 2.0),
 ]
 
 
-def short(compressor):
-    from .frontier import name
-
-    return name(compressor)
-
-
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("compressor", WHOLE_CALLS, ids=short)
+@pytest.mark.parametrize("compressor", WHOLE_CALLS, ids=name)
 def test_encode(race, compressor, size):
-    """The whole call, and the memory it asks for beside the payload in units of x (at most one such buffer)."""
+    """The whole call, and the memory it asks Python for, in units of x (at most one such buffer)."""
     x = vector(size)
-    message = compressor.encode(x, KEY)
+    out = np.zeros(-(-compressor.bits(x.size) // 8), np.uint8)
     tracemalloc.start()
-    compressor.encode(x, KEY)
-    extra = (tracemalloc.get_traced_memory()[1] - message.payload.nbytes) / x.nbytes
+    message = compressor.encode(x, KEY, out=out)
+    extra = tracemalloc.get_traced_memory()[1] / x.nbytes
     tracemalloc.stop()
     bits = 8 * message.payload.nbytes / x.size
-    memory = {"d-float buffers": lambda seconds: extra}
-    race(f"{short(compressor)}.encode", size, lambda: compressor.encode(x, KEY), x, bits, **memory)
+    memory = {"buffers of d": lambda seconds: extra}
+    race(f"{name(compressor)}.encode", size, lambda: compressor.encode(x, KEY, out=out), x, bits, **memory)
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("compressor", WHOLE_CALLS, ids=short)
+@pytest.mark.parametrize("compressor", WHOLE_CALLS, ids=name)
 def test_decode(race, compressor, size):
     x = vector(size)
     message, out = compressor.encode(x, KEY), np.zeros_like(x)
     bits = 8 * message.payload.nbytes / x.size
-    race(f"{short(compressor)}.decode", size, lambda: compressor.decode(message, KEY, out=out), x, bits)
+    race(f"{name(compressor)}.decode", size, lambda: compressor.decode(message, KEY, out=out), x, bits)
 
 
 def run(out, arguments=()):
@@ -199,24 +205,21 @@ def run(out, arguments=()):
     status = pytest.main([*options, *arguments, __file__], plugins=[results])
     table = Table(title="Kernels, one thread, float32", title_justify="left", title_style="bold")
     table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
-    for header in ("kernel", "size", "bits", "GB/s", "x memcpy", "bar", "measured", "ok"):
-        numeric = header in ("bits", "GB/s", "x memcpy", "measured")
-        table.add_column(header, justify="right" if numeric else "left", no_wrap=True)
+    for header in ("kernel", "size", "bits", "GB/s", "x memcpy", "measured and bar", "ok"):
+        table.add_column(header, justify="right" if header in ("bits", "GB/s", "x memcpy") else "left", no_wrap=True)
     bars, before = [], None
     kernels = list(dict.fromkeys(info["kernel"] for info in results.infos))
     for info in sorted(results.infos, key=lambda i: (kernels.index(i["kernel"]), SIZES[i["size"]])):
-        cells = ["" if info["kernel"] == before else info["kernel"], info["size"]]
-        cells += [
-            "" if info["bits"] is None else f"{info['bits']:.2f}",
-            f"{info['gbps']:.2f}",
-            f"{info['ratio_to_memcpy']:.2f}",
-        ]
+        bits = "" if info["bits"] is None else f"{info['bits']:.2f}"
+        figures = [info["size"], bits, f"{info['gbps']:.2f}", f"{info['ratio_to_memcpy']:.2f}"]
+        cells = ["" if info["kernel"] == before else info["kernel"], *figures]
         before = info["kernel"]
         for bar in info["bars"] or [None]:
-            verdict = ("", "", "")
+            verdict = ("", "")
             if bar:
                 bars.append(bar["met"])
-                verdict = (bar["bar"], f"{bar['measured']:.3g}", "[green]ok[/]" if bar["met"] else "[red]no[/]")
+                measured = f"{bar['measured']:.3g}" if bar["measured"] >= 0.001 else "0"
+                verdict = f"{measured} {bar['bar']}", "[green]ok[/]" if bar["met"] else "[red]no[/]"
             table.add_row(*cells, *verdict)
             cells = [""] * len(cells)
     console = Console()

@@ -2,17 +2,23 @@
 
 import csv
 import json
+import subprocess
+import sys
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # bench is not installed; at the end, so that an installed compress stays first
+
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-import compress
-from bench import frontier, gradients
-from bench.__main__ import main
+import compress  # noqa: E402
+from bench import frontier, gradients  # noqa: E402
+from bench.__main__ import main  # noqa: E402
 
 
 def test_digits_gradient_is_the_documented_vector():
@@ -110,3 +116,21 @@ def test_a_backend_that_is_not_there_says_so():
     if compress.backends()["gpu"].startswith("unavailable"):
         with pytest.raises(SystemExit, match="unavailable"):
             main(["--backend", "gpu"])
+
+
+def test_speed_files_its_bars(tmp_path):
+    """In a process of its own: pytest does not nest."""
+    command = [sys.executable, "-m", "bench", "speed", "-k", "rice", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Rice code of indices" in done.stdout and "bars met" in done.stdout
+    cases = [b["extra_info"] for b in json.loads((tmp_path / "speed.json").read_text())["benchmarks"]]
+    assert {c["size"] for c in cases} == {"2^16", "2^20", "2^24"}
+    assert all(c["gbps"] > 0 and c["ratio_to_memcpy"] > 0 and 0.07 < c["bits"] < 0.09 for c in cases)
+    assert all(bar["met"] for c in cases for bar in c["bars"])  # of lengths, not of times
+
+
+def test_frontier_refuses_unknown_options(capsys):
+    with pytest.raises(SystemExit):
+        main(["--no-such-option"])
+    assert "unrecognised" in capsys.readouterr().err
