@@ -138,7 +138,7 @@ def measure(compressor, x, trials, seed=0):
         nmse=nmse,
         nmse_se=float(np.std(errors, ddof=1) / math.sqrt(trials)) if trials > 1 else math.nan,
         proven_product=proven_product(compressor, x.size, bits),
-        input_product=nmse * 4**bits,
+        input_product=times_4(nmse, bits),
         encode_gbps=x.nbytes / time["encode"] / 1e9,
         encode_memcpy=time["encode"] / time["copy"],
         decode_gbps=x.nbytes / time["decode"] / 1e9,
@@ -165,7 +165,12 @@ def proven_product(compressor, d, bits):
         alpha = compressor.alpha(d)
     if not compressor.fixed_length:
         bits = compressor.bits(d) / d
-    return alpha * 4**bits if alpha > 0 else None
+    return times_4(alpha, bits) if alpha > 0 else None
+
+
+def times_4(error, bits):
+    """error 4^bits; inf beyond float64, which the headers of a vector of a few coordinates reach."""
+    return error * 4.0**bits if bits < 500 else math.inf
 
 
 def pareto(bits, error):

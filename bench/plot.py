@@ -35,30 +35,35 @@ def frontier_figure(points, title, d, path):
     styles = family_styles(dict.fromkeys(p.family for p in points))
     panels = [
         ("contractive", "Contractive", lambda b: 4.0**-b, r"worst-case bound $\alpha \geq 4^{-b}$"),
-        ("unbiased", "Unbiased", lambda b: 1 / (4.0**b - 1), r"worst-case bound $\omega \geq 1/(4^{b}-1)$"),
+        ("unbiased", "Unbiased", lambda b: 4.0**-b / (1 - 4.0**-b), r"worst-case bound $\omega \geq 1/(4^{b}-1)$"),
     ]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(10.4, 6), width_ratios=(2, 3), layout="constrained")
         for axis, (kind, name, bound, bound_name) in zip(axes, panels, strict=True):
-            shown = [p for p in points if p.kind in (kind, "-" if kind == "contractive" else kind) and p.nmse > 1e-9]
-            axis.set(xscale="log", yscale="log", title=f"{name} compressors", xlabel="bits per coordinate sent")
+            mine = [p for p in points if p.kind == kind or (p.kind == "-" and kind == "contractive")]
+            shown = [p for p in mine if p.nmse > 1e-9 and p.bits > 0]
+            axis.set(title=f"{name} compressors", xlabel="bits per coordinate sent")
             axis.set_ylabel(r"NMSE  $\|C(x)-x\|^2 / \|x\|^2$")
+            if len(shown) < len(mine):
+                note = f"not shown: {len(mine) - len(shown)} without error or bits"
+                axis.text(1, 1, note, transform=axis.transAxes, ha="right", va="top", fontsize=6.5)
             if not shown:
                 continue
+            axis.set(xscale="log", yscale="log")
             low, high = min(p.bits for p in shown) / 1.6, max(p.bits for p in shown) * 2
             bottom, top = min(p.nmse for p in shown) / 4, max(p.nmse for p in shown) * 4
             b = np.geomspace(low, high, 400)
             axis.plot(b, bound(b), color="crimson", label=bound_name)
             axis.fill_between(b, bound(b), bottom, color="crimson", alpha=0.05, linewidth=0)
             best = sorted((p for p in shown if p.frontier), key=lambda p: p.bits)
-            axis.plot([p.bits for p in best], [p.nmse for p in best], color="0.6", linestyle=":", label="frontier")
+            if len(best) > 1:
+                axis.plot([p.bits for p in best], [p.nmse for p in best], color="0.6", linestyle=":", label="frontier")
             for family, style in styles.items():
-                mine = [p for p in shown if p.family == family]
-                if mine:
-                    where = [p.bits for p in mine], [p.nmse for p in mine]
+                where = [p.bits for p in shown if p.family == family], [p.nmse for p in shown if p.family == family]
+                if where[0]:
                     axis.scatter(*where, s=18, linewidth=0, alpha=0.85, label=family, **style)
             axis.set(xlim=(low, high), ylim=(bottom, top))
-            axis.legend(loc="lower left", fontsize=6.5, handletextpad=0.3)
+            axis.legend(loc="best", fontsize=6.5, handletextpad=0.3)
             labels, family = [], None
             for p in best:  # the family once, then its parameters alone while the frontier stays with it
                 text = re.sub(r"\w+=|(?<=\w)\(\)", "", p.compressor.removeprefix(family or ""))

@@ -134,3 +134,9 @@ def test_frontier_refuses_unknown_options(capsys):
     with pytest.raises(SystemExit):
         main(["--no-such-option"])
     assert "unrecognised" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("distribution, size", [("student", 1), ("onehot", 300)])
+def test_degenerate_vectors_have_a_table_and_a_figure(distribution, size, tmp_path):
+    main(["--quick", "--distribution", distribution, "--size", str(size), "--out", str(tmp_path)])
+    assert (tmp_path / "frontier.png").is_file()
