@@ -6,3 +6,11 @@ papers    The statements of a paper that a machine can check, each with the figu
 
 Needs the extra: pip install "compress-kernels[bench]".
 """
+
+
+def console():
+    """Where tables go: the terminal, or a file or pipe wide enough for them."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=max(110, found.width))

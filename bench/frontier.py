@@ -24,6 +24,8 @@ import numpy as np
 
 import compress
 
+from . import console
+
 FRACTIONS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 LEVELS = (1, 2, 3, 7, 15, 31, 63, 127)
 
@@ -194,7 +196,6 @@ def mark_frontier(points):
 
 def run(x, title, out, seed=0, quick=False, trials=None):
     """Measure, print the table, save frontier.csv, .json and .png in `out`."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from .plot import frontier_figure
@@ -203,9 +204,9 @@ def run(x, title, out, seed=0, quick=False, trials=None):
     entries = [
         c for instances in sweep().values() for c in (instances[:: max(1, len(instances) // 3)] if quick else instances)
     ]
-    console, points, skipped = Console(), [], []
+    screen, points, skipped = console(), [], []
     columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=screen, transient=True) as progress:
         task = progress.add_task("", total=len(entries))
         for compressor in entries:
             progress.update(task, description=name(compressor))
@@ -215,18 +216,18 @@ def run(x, title, out, seed=0, quick=False, trials=None):
                 skipped.append(f"{name(compressor)}: {reason}")
             progress.advance(task)
     mark_frontier(points)
-    console.print(table(points, f"{title}: d = {x.size:,}, {x.dtype}, {trials} trials"))
-    console.print(
+    screen.print(table(points, f"{title}: d = {x.size:,}, {x.dtype}, {trials} trials"))
+    screen.print(
         "[dim]proven: the theorem's constant times 4^bits, a worst case over all inputs, never below 1 "
         "(unbiased: omega/(1+omega) 4^bits). this input: NMSE times 4^bits, may be below 1 on a structured vector. "
         "x memcpy: time over that of copying x. * on the frontier of its kind.[/]"
     )
     for line in skipped:
-        console.print(f"[dim]skipped {line}[/]")
+        screen.print(f"[dim]skipped {line}[/]")
     out.mkdir(parents=True, exist_ok=True)
     save(points, out, title=title, d=x.size, dtype=str(x.dtype), seed=seed)
     frontier_figure(points, title, x.size, out / "frontier.png")
-    console.print(f"saved {out / 'frontier'}.csv, .json, .png")
+    screen.print(f"saved {out / 'frontier'}.csv, .json, .png")
 
 
 def table(points, title):

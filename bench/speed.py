@@ -19,6 +19,7 @@ import pytest
 
 import compress
 
+from . import console
 from .frontier import name
 
 SIZES = {"16": 16, "2^16": 2**16, "2^20": 2**20, "2^24": 2**24}
@@ -194,7 +195,6 @@ def test_decode(race, compressor, size):
 def run(out, arguments=()):
     """pytest on this file, then one table. Saves speed.json (pytest-benchmark's) in `out`."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     out.mkdir(parents=True, exist_ok=True)
@@ -222,9 +222,9 @@ def run(out, arguments=()):
                 verdict = f"{measured} {bar['bar']}", "[green]ok[/]" if bar["met"] else "[red]no[/]"
             table.add_row(*cells, *verdict)
             cells = [""] * len(cells)
-    console = Console()
-    console.print(table)
-    console.print(f"{sum(bars)} of {len(bars)} bars met; saved {out / 'speed.json'}")
+    screen = console()
+    screen.print(table)
+    screen.print(f"{sum(bars)} of {len(bars)} bars met; saved {out / 'speed.json'}")
     return int(status)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import kernels
-from .compressor import Compressor, Contractive, Message, Unbiased
+from .compressor import Contractive, Message, Unbiased
 from .key import Key
 from .quantize import NaturalCompression, ScaledSign, StandardDithering
 from .sparsify import RandK, Sparsifier, TopK
@@ -54,11 +54,8 @@ class Scaled(Contractive):
         omega = self.inner.omega(d)
         return omega / (1 + omega)
 
-    def bits(self, d: int) -> int:
-        return self.inner.bits(d)
-
-    def _message_bits(self, message):
-        return self.inner._message_bits(message)
+    def bits(self, d: int, dtype=np.float32) -> int:
+        return self.inner.bits(d, dtype)
 
     def _encode(self, x, key, out):
         return self.inner._encode(x, key, out)
@@ -127,11 +124,12 @@ class Induced(_Pair, Unbiased):
     def omega(self, d: int) -> float:
         return self.biased.alpha(d) * self.unbiased.omega(d)
 
-    def bits(self, d: int) -> int:
+    def bits(self, d: int, dtype=np.float32) -> int:
         """B's bits rounded up to a byte, U's bits, and 32 for the length of B's where that varies."""
         if d == 0:
             return 0
-        return -(-self.biased.bits(d) // 8) * 8 + self.unbiased.bits(d) + 32 * (not self.biased.fixed_length)
+        prefix = 32 * (not self.biased.fixed_length)
+        return prefix + -(-self.biased.bits(d, dtype) // 8) * 8 + self.unbiased.bits(d, dtype)
 
     def _encode(self, x, key, out):
         first = self.biased.encode(x, key.fold(_FIRST))
@@ -142,7 +140,7 @@ class Induced(_Pair, Unbiased):
         return self._join(first, second, not self.biased.fixed_length, out)
 
     def _decode(self, message, key, out, weight, add):
-        fixed = -(-self.biased.bits(message.size) // 8) if self.biased.fixed_length else None
+        fixed = -(-self.biased.bits(message.size, message.dtype) // 8) if self.biased.fixed_length else None
         first, second = self._split(message.payload, fixed)
         if not add:
             out[...] = 0
@@ -159,7 +157,12 @@ class Composed(Unbiased):
     """C(x) = C_then on the values that a sparsifier keeps: k values in C_then's bits, indices from the key.
 
     omega = (1 + omega_first)(1 + omega_then) - 1, both unbiased and independent: E ||C(x)||^2 <= (1+omega_then)
-    E ||C_first(x)||^2. Safaryan, Shulgin, Richtarik, arXiv 2002.08958, sec. 2 (composition).
+    E ||C_first(x)||^2. Safaryan, Shulgin, Richtarik, arXiv 2002.08958, sec. 2 (composition). omega_then is the larger
+    one where the number of values may differ by one (PermK).
+
+    TypeError for Bernoulli, whose number of values may be anything: omega_then would have no bound. ValueError for a
+    `first` with a `wire` of its own: the values travel in C_then's format. ValueError where x is so large that a
+    decoded value could leave the range of its type.
 
     >>> import compress
     >>> C = Composed(compress.RandK(0.25), compress.NaturalCompression())
@@ -173,6 +176,10 @@ class Composed(Unbiased):
     def __post_init__(self):
         _must_be(self.first, Sparsifier, "first")
         _must_be(self.then, Unbiased, "then")
+        if self.first.counts(1) is None:
+            raise TypeError(f"first must keep a number of values that d determines, {self.first!r} does not")
+        if self.first.wire != "float32":
+            raise ValueError(f"first has wire={self.first.wire!r}, but its values travel as {self.then!r} sends them")
 
     @property
     def fixed_length(self):
@@ -183,14 +190,18 @@ class Composed(Unbiased):
         return self.then.exact
 
     def omega(self, d: int) -> float:
-        return (1 + self.first.omega(d)) * (1 + self.then.omega(self.first.most_values(d))) - 1
+        return (1 + self.first.omega(d)) * (1 + max(map(self.then.omega, self.first.counts(d)))) - 1
 
-    def bits(self, d: int) -> int:
-        """C_then's for as many values as the sparsifier keeps at most."""
-        return self.then.bits(self.first.most_values(d))
+    def bits(self, d: int, dtype=np.float32) -> int:
+        """C_then's for as many values as the sparsifier keeps."""
+        return max(self.then.bits(count, dtype) for count in self.first.counts(d))
 
     def _encode(self, x, key, out):
-        message = self.then.encode(self.first.values(x, key.fold(_FIRST)), key.fold(_SECOND), out)
+        values, scale = self.first.values(x, key.fold(_FIRST)), self.first.scale(x.size)
+        largest = float(np.abs(values).max(initial=0))
+        if largest * scale * max(2, values.size) > float(np.finfo(x.dtype).max):
+            raise ValueError(f"max|x| = {largest:g} is too large: {values.size} values times {scale:g} leave {x.dtype}")
+        message = self.then.encode(values, key.fold(_SECOND), out)
         return message.payload, message.bits
 
     def _decode(self, message, key, out, weight, add):
@@ -216,7 +227,8 @@ class ErrorFeedbackState(NamedTuple):
 class ErrorFeedback:
     """Error feedback: compress x plus what earlier messages left out, and keep what this one leaves out.
 
-    Not a compressor: its state is explicit, one for each worker. Decode with the compressor itself.
+    Not a compressor: its state is explicit, one for each worker. Decode with the compressor itself, which must be
+    contractive; an unbiased one is after `Scaled`.
     Stich, Cordonnier, Jaggi, "Sparsified SGD with memory", NeurIPS 2018; Karimireddy et al., ICML 2019.
 
     >>> import numpy as np, compress
@@ -230,10 +242,12 @@ class ErrorFeedback:
     [0.0, 4.0, 0.0]
     """
 
-    compressor: Compressor
+    compressor: Contractive
 
     def __post_init__(self):
-        _must_be(self.compressor, Compressor, "compressor")
+        if isinstance(self.compressor, Unbiased):
+            raise TypeError(f"{self.compressor!r} is not contractive, its errors would grow: use Scaled(it)")
+        _must_be(self.compressor, Contractive, "compressor")
 
     def init(self, d: int, dtype=np.float32) -> ErrorFeedbackState:
         """Nothing left out yet."""

@@ -30,7 +30,7 @@ from .key import Key
 
 
 class Message(NamedTuple):
-    """What leaves.
+    """What leaves. Equal to another message where all four fields are, byte for byte.
 
     payload: uint8 vector, what a protocol with agreed configuration sends.
     bits: its exact length before padding to a byte; payload.nbytes == ceil(bits / 8).
@@ -41,6 +41,14 @@ class Message(NamedTuple):
     bits: int
     size: int
     dtype: np.dtype
+
+    def __eq__(self, other):
+        return isinstance(other, Message) and self[1:] == other[1:] and np.array_equal(self.payload, other.payload)
+
+    def __ne__(self, other):
+        return not self == other
+
+    __hash__ = None
 
 
 class Compressor(ABC):
@@ -58,8 +66,11 @@ class Compressor(ABC):
     exact: ClassVar[bool] = True
 
     @abstractmethod
-    def bits(self, d: int) -> int:
-        """Bits of a message of d coordinates: exact where fixed_length, else an upper bound."""
+    def bits(self, d: int, dtype=np.float32) -> int:
+        """Bits of a message of d coordinates of a dtype: exact where fixed_length, else an upper bound.
+
+        dtype matters where values travel as they are: Identity, alone or inside another compressor.
+        """
 
     @abstractmethod
     def _encode(self, x: np.ndarray, key: Key, out: np.ndarray | None) -> tuple[np.ndarray, int]: ...
@@ -83,6 +94,8 @@ class Compressor(ABC):
         """
         x = kernels.vector(x)
         _check_key(key)
+        if out is not None and isinstance(out, np.ndarray) and np.may_share_memory(x, out):
+            raise ValueError("out shares memory with x: the payload would overwrite what it is made from")
         if x.size == 0:
             return Message(kernels.buffer(0, out), 0, 0, x.dtype)
         payload, bits = self._encode(x, key, out)
@@ -128,7 +141,7 @@ class Compressor(ABC):
         if np.dtype(message.dtype) not in (np.float32, np.float64):
             raise ValueError(f"message dtype must be float32 or float64, got {message.dtype}")
         if message.size and self.fixed_length:
-            expected = -(-self._message_bits(message) // 8)
+            expected = -(-self.bits(message.size, message.dtype) // 8)
         else:
             expected = payload.size if message.size else 0
         if payload.size != expected:
@@ -137,9 +150,6 @@ class Compressor(ABC):
                 f"coordinates has {expected}"
             )
         return message
-
-    def _message_bits(self, message: Message) -> int:
-        return self.bits(message.size)
 
 
 class Unbiased(Compressor):
@@ -169,11 +179,8 @@ class Identity(Unbiased):
         return 0.0
 
     def bits(self, d: int, dtype=np.float32) -> int:
-        """32 d for float32; a message of float64 has 64 d."""
+        """32 d for float32, 64 d for float64."""
         return 8 * np.dtype(dtype).itemsize * d
-
-    def _message_bits(self, message):
-        return self.bits(message.size, message.dtype)
 
     def _encode(self, x, key, out):
         check_finite(x)
@@ -214,6 +221,11 @@ def wire_bytes(wire: str) -> int:
     if wire not in ("float32", "float64"):
         raise ValueError(f"wire must be 'float32' or 'float64', got {wire!r}")
     return 4 if wire == "float32" else 8
+
+
+def settle(compressor: Compressor, name: str, value) -> None:
+    """Give a frozen parameter its checked value: plain Python numbers, whatever the caller had."""
+    object.__setattr__(compressor, name, value)
 
 
 def positive_int(value, name: str, least: int = 1, most: int | None = None) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import kernels
 from ._cpu import kernels as _shapes
-from .compressor import Unbiased, add_or_store, positive_int, refuse_nonfinite
+from .compressor import Unbiased, add_or_store, positive_int, refuse_nonfinite, settle
 from .quantize import levels_bits
 
 _LARGEST, _SMALLEST = 4096, 64
@@ -127,14 +127,14 @@ class Kashin(Unbiased):
     iterations: int | None = None
 
     def __post_init__(self):
-        positive_int(self.levels, "levels", 2, 32767)
-        if isinstance(self.redundancy, bool) or not isinstance(self.redundancy, (int, float, np.floating)):
+        settle(self, "levels", positive_int(self.levels, "levels", 2, 32767))
+        if isinstance(self.redundancy, bool) or not isinstance(self.redundancy, (int, float, np.number)):
             raise TypeError(f"redundancy must be a number, got {self.redundancy!r}")
         if not 1 <= self.redundancy <= 8:
             raise ValueError(f"redundancy must lie in [1, 8], got {self.redundancy}")
-        object.__setattr__(self, "redundancy", float(self.redundancy))
+        settle(self, "redundancy", float(self.redundancy))
         if self.iterations is not None:
-            positive_int(self.iterations, "iterations", 1, 64)
+            settle(self, "iterations", positive_int(self.iterations, "iterations", 1, 64))
 
     @property
     def level(self) -> float:
@@ -152,7 +152,7 @@ class Kashin(Unbiased):
             return (self.level**2 - 1) / self.redundancy
         return self.level**2 / ((self.levels - 1) ** 2 * self.redundancy)
 
-    def bits(self, d: int) -> int:
+    def bits(self, d: int, dtype=np.float32) -> int:
         """Codes of all rows and 32 bits a frame, exactly."""
         if d == 0:
             return 0
@@ -179,9 +179,7 @@ class Kashin(Unbiased):
         plan, k = _plan(message.size, self.redundancy), kernels.of(out)
         offset = -(-levels_bits(plan.rows, self.levels) // 8)
         values = np.empty_like(out) if add else out
-        bad = k.kashin_decode(
-            message.payload, offset, plan.layout, plan.data, self.levels, key.shared.word, plan.rows, values
-        )
+        bad = k.kashin_decode(message.payload, offset, plan.layout, plan.data, self.levels, key.shared.word, values)
         if bad >= 0:
             raise ValueError(f"Kashin: level {bad} of {plan.frames} in the payload is out of range")
         if add:

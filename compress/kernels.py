@@ -3,8 +3,9 @@
 The kernel contract
 -------------------
 `of(array)` is a module of functions with the same names and signatures on every backend. They take
-C-contiguous vectors on that backend and write into buffers the caller made. Sizes and values are checked
-here and in `compressor.py`, once: kernels check element types, and bytes that came over a wire.
+C-contiguous vectors on that backend and write into buffers the caller made. They check element types, lengths
+and bytes that came over a wire; values are checked here and in `compressor.py`, once. A buffer must not change
+while a kernel runs: the GIL is released.
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ def buffer(nbytes: int, out=None) -> np.ndarray:
         return np.empty(nbytes, np.uint8)
     if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.ndim != 1 or not out.flags.c_contiguous:
         raise TypeError("out must be a contiguous uint8 vector")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
     if out.size < nbytes:
         raise ValueError(f"out holds {out.size} bytes, the payload needs {nbytes}")
     return out[:nbytes]

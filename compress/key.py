@@ -13,7 +13,7 @@ _FOLD = 1
 class Key:
     """A frozen (seed, round, worker): the two sides of a message that hold the same key draw the same bits.
 
-    `seed` is an int in [0, 2^64), a `numpy.random.SeedSequence` or a `numpy.random.Generator` (which is
+    `seed` is an int in [0, 2^64 - 1), a `numpy.random.SeedSequence` or a `numpy.random.Generator` (which is
     advanced by one draw). `shared` is the key without the worker, for what all workers must agree on (a
     frame, a rotation, a permutation). `fold(word)` is an independent sub-stream.
 
@@ -22,7 +22,7 @@ class Key:
 
     >>> key = Key(0).at(round=7).worker(3)
     >>> key
-    Key(seed=0, round=7, worker=3)
+    Key(0).at(7).worker(3)
     >>> key.shared == Key(0).at(round=7)
     True
     >>> key.fold(1) == key.fold(2)
@@ -33,9 +33,9 @@ class Key:
 
     def __init__(self, seed=0):
         if isinstance(seed, np.random.SeedSequence):
-            seed = int(seed.generate_state(1, np.uint64)[0])
+            seed = int(seed.generate_state(1, np.uint64)[0]) % (_WORD - 1)
         elif isinstance(seed, np.random.Generator):
-            seed = int(seed.integers(_WORD, dtype=np.uint64))
+            seed = int(seed.integers(_WORD - 1, dtype=np.uint64))
         self._set(_natural(seed, "seed"), 0, None, ())
 
     def _set(self, seed, round, worker, path):
@@ -112,8 +112,12 @@ class Key:
         return hash(self._fields())
 
     def __repr__(self):
-        worker = "" if self._worker is None else f", worker={self._worker}"
-        return f"Key(seed={self._seed}, round={self._round}{worker})" + "".join(f".fold({w})" for w in self._path)
+        parts = [f"Key({self._seed})"]
+        if self._round:
+            parts.append(f"at({self._round})")
+        if self._worker is not None:
+            parts.append(f"worker({self._worker})")
+        return ".".join([*parts, *(f"fold({word})" for word in self._path)])
 
     def __reduce__(self):
         return from_fields, self._fields()

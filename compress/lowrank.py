@@ -10,10 +10,8 @@ import numpy as np
 
 from . import kernels
 from ._cpu import kernels as _kernels
-from .compressor import Contractive, Message, add_or_store, check_finite, positive_int
+from .compressor import Contractive, Message, add_or_store, check_finite, positive_int, settle
 from .key import Key
-
-_STREAM_UNIFORM = 6
 
 
 class PowerSGDState(NamedTuple):
@@ -50,13 +48,12 @@ class PowerSGD(Contractive):
     exact: ClassVar[bool] = False
 
     def __post_init__(self):
-        positive_int(self.rank, "rank")
+        settle(self, "rank", positive_int(self.rank, "rank"))
         if self.shape is None:
             return
         if not isinstance(self.shape, tuple) or len(self.shape) != 2:
             raise ValueError(f"shape must be a pair (m, n), got {self.shape!r}")
-        for side in self.shape:
-            positive_int(side, "shape")
+        settle(self, "shape", tuple(positive_int(side, "shape") for side in self.shape))
 
     def _shape(self, d: int) -> tuple[int, int]:
         if self.shape is None:
@@ -72,16 +69,18 @@ class PowerSGD(Contractive):
         return max(shape), min(shape), min(self.rank, *shape)
 
     def alpha(self, d: int) -> float:
+        if d == 0:
+            return 0.0
         _, n, r = self._sides(d)
         return 1 - r / n
 
-    def bits(self, d: int) -> int:
+    def bits(self, d: int, dtype=np.float32) -> int:
         m, n, r = self._sides(d)
         return 32 * r * (m + n)
 
     def _random_q(self, n: int, r: int, key: Key) -> np.ndarray:
         words = np.empty(-(-n * r // 4) * 4, np.uint32)
-        _kernels.philox_words(key.shared.word, 0, _STREAM_UNIFORM, words)
+        _kernels.philox_words(key.shared.word, 0, _kernels.UNIFORM_STREAM, words)
         return ((words[: n * r].astype(np.float64) + 0.5) * 2.0**-31 - 1).reshape(n, r)
 
     def _factor(self, x: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -100,8 +99,9 @@ class PowerSGD(Contractive):
         p = np.linalg.qr((matrix @ q).astype(np.float64))[0].astype(np.float32)
         with np.errstate(over="ignore"):
             right = (matrix.T @ p).astype(np.float32)
-        if not np.isfinite(right).all():
-            raise ValueError("x is too large: a factor leaves float32's range")
+        size = float(np.abs(right).max())
+        if not size <= float(np.finfo(np.float32).max) or (x.itemsize == 8 and 0 < largest < np.finfo(np.float32).tiny):
+            raise ValueError(f"max|x| = {largest:g}: a factor leaves float32's range")
         return p, right
 
     def _pack(self, p: np.ndarray, q: np.ndarray, out) -> np.ndarray:

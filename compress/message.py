@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import key as _key
-from .compressor import Compressor, Message, build, name_of, parameters
+from .compressor import Compressor, Message, build, classes, name_of, parameters, positive_int
 from .key import Key
 
 MAGIC, VERSION = b"CMPF", 1
@@ -39,6 +39,8 @@ def dumps(x, compressor: Compressor, key: Key) -> bytes:
     >>> loads(blob).tolist()
     [1.0, 2.0, 3.0]
     """
+    if classes().get(name_of(compressor)) not in type(compressor).__mro__:
+        raise ValueError(f"{compressor!r} is not of this package: no reader of the frame would know it")
     message = compressor.encode(x, key)
     header = json.dumps(
         {
@@ -85,10 +87,12 @@ def read(blob: bytes) -> Frame:
     try:
         header = json.loads(blob[_HEAD.size : position])
         ((name, plain),) = header["codec"].items()
-        size, dtype, bits = int(header["size"]), np.dtype(header["dtype"]), int(header["bits"])
+        size, bits = (positive_int(header[field], field, 0, 2**48) for field in ("size", "bits"))
+        dtype = np.dtype(header["dtype"])
         seed, round, worker, path = header["key"]
         key = _key.from_fields(seed, round, worker, path)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        compressor = build(name, plain)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"frame: header is not one this library writes: {error!r}") from None
     payload = np.frombuffer(blob, np.uint8, payload_length, start)
-    return Frame(build(name, plain), Message(payload, bits, size, dtype), key)
+    return Frame(compressor, Message(payload, bits, size, dtype), key)

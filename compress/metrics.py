@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .compressor import Compressor, Unbiased
+from .compressor import Compressor, Unbiased, check_finite
 from .kernels import vector
 from .key import Key
 
@@ -44,7 +44,7 @@ def uncertainty(error: float, bits_per_coordinate: float, unbiased: bool) -> flo
 
 
 def measure(compressor: Compressor, x, trials: int = 10, key: Key | None = None) -> Measurement:
-    """Compress x under `trials` independent keys (rounds of `key`, worker 0 unless it names one).
+    """Compress x under `trials` independent keys (sub-streams of `key`, worker 0 unless it names one).
 
     Raises ValueError for a zero or empty vector, for which relative errors mean nothing, and for trials < 2.
 
@@ -54,9 +54,11 @@ def measure(compressor: Compressor, x, trials: int = 10, key: Key | None = None)
     (0.0, 32.0)
     """
     x = vector(x)
+    largest = check_finite(x)
     if trials < 2:
         raise ValueError(f"trials must be at least 2, got {trials}")
-    exact = x.astype(np.float64)
+    shift = -math.frexp(largest)[1]  # squares of what is left neither overflow nor vanish
+    exact = np.ldexp(x.astype(np.float64), shift)
     norm2 = float(exact @ exact)
     if not norm2:
         raise ValueError(f"x is zero or empty ({x.size} elements): relative errors mean nothing")
@@ -66,11 +68,11 @@ def measure(compressor: Compressor, x, trials: int = 10, key: Key | None = None)
     total = np.zeros_like(exact)
     squares, lengths = np.empty(trials), np.empty(trials)
     for t in range(trials):
-        message = compressor.encode(x, key.at(t))
-        error = compressor.decode(message, key.at(t)) - exact
+        message = compressor.encode(x, key.fold(t))
+        error = np.ldexp(compressor.decode(message, key.fold(t)).astype(np.float64), shift) - exact
         squares[t], lengths[t] = error @ error / norm2, message.bits
         total += error
-    bias, bias_se = _bias(compressor, x, exact, norm2, total, squares, key)
+    bias, bias_se = _bias(compressor, x, exact, shift, norm2, total, squares, key)
     root = math.sqrt(trials)
     nmse, bits = float(squares.mean()), float(lengths.mean())
     return Measurement(
@@ -86,7 +88,7 @@ def measure(compressor: Compressor, x, trials: int = 10, key: Key | None = None)
     )
 
 
-def _bias(compressor, x, exact, norm2, total, squares, key) -> tuple[float, float]:
+def _bias(compressor, x, exact, shift, norm2, total, squares, key) -> tuple[float, float]:
     """Mean over pairs of <e_s, e_t> / ||x||^2, and its jackknife standard error, errors drawn again one by one."""
     n = len(squares)
     sum2 = float(total @ total) / norm2
@@ -95,7 +97,7 @@ def _bias(compressor, x, exact, norm2, total, squares, key) -> tuple[float, floa
         return estimate, math.nan
     left_out = np.empty(n)
     for t in range(n):
-        error = compressor(x, key.at(t)) - exact
+        error = np.ldexp(compressor(x, key.fold(t)).astype(np.float64), shift) - exact
         without = sum2 - 2 * float(total @ error) / norm2 + squares[t]
         left_out[t] = (without - (squares.sum() - squares[t])) / ((n - 1) * (n - 2))
     return estimate, math.sqrt((n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum()))

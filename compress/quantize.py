@@ -2,7 +2,9 @@
 
 Payload of all but NaturalCompression: packed codes, then one scale per block. A scale is a norm of the block,
 rounded up to float32 (or kept as float64 with wire="float64") before any code depends on it. The constants
-below are exact for the rounded scale up to its rounding, a factor 1 + 2^-23.
+below hold up to that rounding: a relative error of at most 2^-23 in every code's value, so sqrt(omega) may be
+larger by 2^-23 sqrt(d) m / ||x||, 2^-23 where m = ||x|| and d = 1. A float32 vector whose scale is denormal (below
+2^-126) is decoded to what float32 has there, multiples of 2^-149.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from .compressor import (
     check_finite,
     positive_int,
     refuse_nonfinite,
+    settle,
     wire_bytes,
 )
 
@@ -52,16 +55,11 @@ class _Scaled:
     def _block(self, d: int) -> int:
         return d if self.block is None else min(self.block, d)
 
-    def bits(self, d: int) -> int:
+    def bits(self, d: int, dtype=np.float32) -> int:
         """Codes of a fixed width (three symbols: five to a byte) and a scale for each block, exactly."""
         if d == 0:
             return 0
-        scales = -(-d // self._block(d))
-        return 8 * (-(-levels_bits(d, self._points) // 8) + scales * wire_bytes(self.wire)) - self._slack(d)
-
-    def _slack(self, d: int) -> int:
-        """Padding bits between the codes and the scales do not count."""
-        return -levels_bits(d, self._points) % 8
+        return levels_bits(d, self._points) + 8 * -(-d // self._block(d)) * wire_bytes(self.wire)
 
     def _layout(self, d: int) -> tuple[int, int, int]:
         """(byte offset of the scales, block, wire bytes)."""
@@ -74,10 +72,9 @@ class _Scaled:
         status = k.write_scales(x, block, self._norm, wire, payload, offset)
         if status:
             refuse_nonfinite(x)
-            raise ValueError(
-                f"the scale of x leaves {'float32' if status == 2 else 'float64'}'s range"
-                + ("; wire='float64' carries it" if status == 2 else "")
-            )
+            what = "float32" if status == 2 else "float64"
+            hint = "; wire='float64' carries it" if status == 2 and x.itemsize == 8 else ""
+            raise ValueError(f"the scale of x (max|x| = {k.max_abs(x):g}) leaves {what}'s range{hint}")
         k.quantize_pack(x, payload, offset, wire, block, self._points, key.word, payload, self._nearest, self._natural)
         return payload, self.bits(d)
 
@@ -88,11 +85,6 @@ class _Scaled:
         if (bad := k.bad_scale(payload, offset, count, wire)) >= 0:
             raise ValueError(f"{type(self).__name__}: scale {bad} of {count} in the payload is negative, NaN or Inf")
         k.unpack_scale(payload, payload, offset, wire, block, self._points, weight, out, add, self._natural)
-
-
-def _check_block(block) -> None:
-    if block is not None and positive_int(block, "block", 1024) % 1024:
-        raise ValueError(f"block must be a multiple of 1024, got {block}")
 
 
 @dataclass(frozen=True)
@@ -122,10 +114,13 @@ class StandardDithering(_Scaled, Unbiased):
     wire: str = "float32"
 
     def __post_init__(self):
-        positive_int(self.levels, "levels", 1, 32767)
+        settle(self, "levels", positive_int(self.levels, "levels", 1, 32767))
         if self.norm not in ("l2", "linf"):
             raise ValueError(f"norm must be 'l2' or 'linf', got {self.norm!r}")
-        _check_block(self.block)
+        if self.block is not None:
+            settle(self, "block", positive_int(self.block, "block", 1024))
+            if self.block % 1024:
+                raise ValueError(f"block must be a multiple of 1024, got {self.block}")
         wire_bytes(self.wire)
 
     @property
@@ -194,7 +189,7 @@ class NaturalDithering(_Scaled, Unbiased):
     _natural: ClassVar[bool] = True
 
     def __post_init__(self):
-        positive_int(self.levels, "levels", 1, 100)
+        settle(self, "levels", positive_int(self.levels, "levels", 1, 100))
         if self.norm not in ("l2", "linf"):
             raise ValueError(f"norm must be 'l2' or 'linf', got {self.norm!r}")
         wire_bytes(self.wire)
@@ -258,7 +253,7 @@ class NaturalCompression(Unbiased):
     def omega(self, d: int) -> float:
         return 1 / 8
 
-    def bits(self, d: int) -> int:
+    def bits(self, d: int, dtype=np.float32) -> int:
         """8 d exponent bits, d signs, 16 of shift."""
         return 9 * d + 16 if d else 0
 

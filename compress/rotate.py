@@ -17,14 +17,15 @@ _INNER = 1
 class Rotated(Compressor):
     """C(x) = U' C_inner(U x), U random signs and then a Walsh-Hadamard transform, block by block.
 
-    Blocks are 4096 coordinates, the tail is cut into falling powers of two, so nothing is padded. Signs come from
-    key.shared: all workers rotate alike and a receiver can average before it rotates back.
+    Blocks are 4096 coordinates, or the largest power of two that fits; where they do not fill x, one more overlaps
+    the last and ends where x ends, so nothing is padded and no coordinate is left alone (csrc/hadamard.h). Signs come
+    from key.shared: all workers rotate alike and a receiver can average before it rotates back.
 
     U is orthogonal, so omega and alpha are those of `inner`, for every input. What the rotation buys is the input:
     coordinates of U x are nearly Gaussian whatever x is, which turns the worst case of a quantiser into its
     typical one. Suresh, Yu, Kumar, McMahan, "Distributed mean estimation with limited communication", ICML 2017.
 
-    ValueError where max|x| is so large that a sum of 4096 coordinates leaves the range of x's type.
+    ValueError where max|x| is so large that a decoded coordinate could leave the range of x's type: d max|x| 4096.
 
     >>> import numpy as np, compress
     >>> x = np.zeros(4096, np.float32); x[5] = 1
@@ -40,6 +41,8 @@ class Rotated(Compressor):
             if not isinstance(inner, Compressor):
                 raise TypeError(f"inner must be a Compressor, got {inner!r}")
             cls = _RotatedUnbiased if isinstance(inner, Unbiased) else _RotatedContractive
+        elif not isinstance(inner, Unbiased if issubclass(cls, Unbiased) else Contractive):
+            raise TypeError(f"make a Rotated({inner!r}): it is of another type than this one")
         return object.__new__(cls)
 
     def __reduce__(self):
@@ -60,16 +63,13 @@ class Rotated(Compressor):
     def exact(self):
         return self.inner.exact
 
-    def bits(self, d: int) -> int:
+    def bits(self, d: int, dtype=np.float32) -> int:
         """Those of `inner`: the rotation is drawn from the key."""
-        return self.inner.bits(d)
-
-    def _message_bits(self, message):
-        return self.inner._message_bits(message)
+        return self.inner.bits(d, dtype)
 
     def _encode(self, x, key, out):
         largest = check_finite(x)
-        if largest > np.finfo(x.dtype).max / 4096:
+        if largest * x.size * 4096 > float(np.finfo(x.dtype).max):
             raise ValueError(f"max|x| = {largest:g} is too large to rotate in {x.dtype}")
         rotated = np.empty_like(x)
         kernels.of(x).rotate(x, rotated, key.shared.word)

@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from . import kernels
-from .compressor import Contractive, Unbiased, check_finite, positive_int, wire_bytes
+from .compressor import Contractive, Unbiased, check_finite, positive_int, settle, wire_bytes
 from .key import Key
 
 _TURN = 1
@@ -38,8 +38,13 @@ class Sparsifier(Unbiased):
         """The coordinates that travel, uint32, in the order of the payload."""
 
     @abstractmethod
+    def counts(self, d: int) -> tuple[int, ...] | None:
+        """The numbers of values that messages of d coordinates have; None where any up to d occurs."""
+
     def most_values(self, d: int) -> int:
         """The largest number of values of a message."""
+        counts = self.counts(d)
+        return d if counts is None else max(counts)
 
     @abstractmethod
     def scale(self, d: int) -> float:
@@ -49,7 +54,7 @@ class Sparsifier(Unbiased):
         """scale - 1: a coordinate kept with probability 1/s and multiplied by s has variance (s - 1) x_i^2."""
         return self.scale(d) - 1 if d else 0.0
 
-    def bits(self, d: int) -> int:
+    def bits(self, d: int, dtype=np.float32) -> int:
         """The most values a message has, on the wire."""
         return 8 * wire_bytes(self.wire) * self.most_values(d)
 
@@ -98,12 +103,12 @@ class Sparsifier(Unbiased):
         kernels.of(out).scatter_add(values, indices, out, weight * self.scale(d))
 
 
-def _check_k(k) -> None:
-    if isinstance(k, float):
-        if not 0 < k < 1:
-            raise ValueError(f"k must be a count of at least 1 or a fraction in (0, 1), got {k}")
-    else:
-        positive_int(k, "k")
+def _checked_k(k) -> int | float:
+    if not isinstance(k, (float, np.floating)):
+        return positive_int(k, "k")
+    if not 0 < k < 1:
+        raise ValueError(f"k must be a count of at least 1 or a fraction in (0, 1), got {k}")
+    return float(k)
 
 
 def _count(k: int | float, d: int) -> int:
@@ -167,14 +172,14 @@ class RandK(Sparsifier):
     wire: str = "float32"
 
     def __post_init__(self):
-        _check_k(self.k)
+        settle(self, "k", _checked_k(self.k))
         wire_bytes(self.wire)
 
-    def most_values(self, d: int) -> int:
-        return _count(self.k, d)
+    def counts(self, d: int) -> tuple[int, ...]:
+        return (_count(self.k, d),)
 
     def count(self, d: int, key: Key) -> int:
-        return self.most_values(d)
+        return _count(self.k, d)
 
     def scale(self, d: int) -> float:
         return d / _count(self.k, d)
@@ -212,11 +217,11 @@ class PermK(Sparsifier):
     fixed_length: ClassVar[bool] = False
 
     def __post_init__(self):
-        positive_int(self.n, "n")
+        settle(self, "n", positive_int(self.n, "n"))
         wire_bytes(self.wire)
 
-    def most_values(self, d: int) -> int:
-        return -(-d // self.n)
+    def counts(self, d: int) -> tuple[int, ...]:
+        return tuple({d // self.n, -(-d // self.n)})
 
     def scale(self, d: int) -> float:
         return float(self.n)
@@ -268,8 +273,9 @@ class Bernoulli(Sparsifier):
     fixed_length: ClassVar[bool] = False
 
     def __post_init__(self):
-        if isinstance(self.p, bool) or not isinstance(self.p, (int, float)):
+        if isinstance(self.p, bool) or not isinstance(self.p, (int, float, np.floating)):
             raise TypeError(f"p must be a number, got {self.p!r}")
+        settle(self, "p", float(self.p))
         if not 2.0**-32 <= self.p <= 1:
             raise ValueError(f"p must lie in [2^-32, 1], got {self.p}")
         wire_bytes(self.wire)
@@ -278,8 +284,8 @@ class Bernoulli(Sparsifier):
     def _threshold(self) -> int:
         return round(self.p * 2**32)
 
-    def most_values(self, d: int) -> int:
-        return d
+    def counts(self, d: int) -> None:
+        return None
 
     def scale(self, d: int) -> float:
         return 2**32 / self._threshold
@@ -324,13 +330,13 @@ class TopK(Contractive):
     fixed_length: ClassVar[bool] = False
 
     def __post_init__(self):
-        _check_k(self.k)
+        settle(self, "k", _checked_k(self.k))
         wire_bytes(self.wire)
 
     def alpha(self, d: int) -> float:
         return 1 - _count(self.k, d) / d if d else 0.0
 
-    def bits(self, d: int) -> int:
+    def bits(self, d: int, dtype=np.float32) -> int:
         k = _count(self.k, d)
         return 8 * wire_bytes(self.wire) * k + kernels.of(np.empty(0)).rice_bound(d, k)
 

@@ -35,7 +35,7 @@ def fwht(x, i64 block) -> None:
 
 
 def rotate(x, out, u64 key, bint inverse=False) -> None:
-    """out = H S x in blocks of 4096 and falling powers of two, or x from out's place; out may be x itself."""
+    """out = the randomised rotation of x (hadamard.h, C), or its inverse; out may be x itself."""
     cdef View v = view(x, b"fd")
     cdef View o = view(out, b"fd", True)
     if o.kind != v.kind or o.n != v.n:

@@ -16,6 +16,8 @@
 
 #ifndef COMPRESS_HADAMARD_CPU_H
 #define COMPRESS_HADAMARD_CPU_H
+#include <string.h>
+
 #include "hadamard.h"
 #include "philox.h"
 
@@ -185,20 +187,31 @@ static void T(flip)(const REAL* x, REAL* out, i64 n, u64 e0, u64 key) {
     for (int j = 0; j < 32; ++j) out[i + j] = T(flip_sign)(x[i + j], words[i >> 5], j);
 }
 
-/* out = H S x, or S H x, in blocks from coordinate 0 on; out is x, or does not overlap it. */
+/* x = H S x, or S H x, on one block whose signs start at e. */
+static void T(rotate_block)(REAL* x, i64 block, u64 e, u64 key, int inverse) {
+  const REAL scale = (REAL)hadamard_scale(block);
+  if (!inverse) T(flip)(x, x, block, e, key);
+  T(fwht)(x, block, scale);
+  if (inverse) T(flip)(x, x, block, e, key);
+}
+
+/* out = the rotation of x, or the inverse; out is x, or does not overlap it. Block by block, so that a block is
+   copied, signed and transformed while it is in the cache; only the overlapping block comes back to it. */
 static void T(rotate)(const REAL* x, REAL* out, i64 n, u64 key, int inverse) {
-  for (i64 e = 0, block; e < n; e += block) {
-    block = rotation_block(n - e);
-    REAL scale = (REAL)hadamard_scale(block);
-    if (!inverse) {
-      T(flip)(x + e, out + e, block, e, key);
-      T(fwht)(out + e, block, scale);
-    } else {
-      if (out != x)
-        for (i64 i = e; i < e + block; ++i) out[i] = x[i];
-      T(fwht)(out + e, block, scale);
-      T(flip)(out + e, out + e, block, e, key);
-    }
+  const i64 block = n ? rotation_block(n) : 1, whole = n / block * block;
+  REAL* last = out + n - block;
+  if (inverse && whole < n) {
+    if (out != x) memcpy(out + whole - block, x + whole - block, (size_t)(n - whole + block) * sizeof(REAL));
+    T(rotate_block)(last, block, ROTATION_LAST_SIGNS, key, 1);
+  }
+  for (i64 e = 0; e < whole; e += block) {
+    int copied = inverse && whole < n && e == whole - block;
+    if (out != x && !copied) memcpy(out + e, x + e, (size_t)block * sizeof(REAL));
+    T(rotate_block)(out + e, block, (u64)e, key, inverse);
+  }
+  if (!inverse && whole < n) {
+    if (out != x) memcpy(out + whole, x + whole, (size_t)(n - whole) * sizeof(REAL));
+    T(rotate_block)(last, block, ROTATION_LAST_SIGNS, key, 0);
   }
 }
 

@@ -15,8 +15,8 @@
       (two overlapping blocks, the largest power of two that fits at either end). That makes them
       independent of how x lies in the frame: a vector of four equal coordinates whose triple products are
       all data rows has no representation below level 2, whatever the signs. Measured over families of
-      vectors, sizes and redundancies, the first attempt fails on at most half of one (three equal coordinates),
-      a later one on at most a quarter, and there are 32.
+      vectors, sizes and redundancies, the first attempt fails on half of one at most, averaged over positions
+      (three equal coordinates), a later one on at most a quarter, and there are 32.
    E. x is scaled by a power of two to max|x| in [1, 2), so that neither denormal nor huge blocks lose
       anything; the exponent returns with the level.
    F. The level travels in 32 bits: 12 of exponent (biased by 2048, the range of float64 and more), 15 of

@@ -58,6 +58,12 @@ cdef int check_frame(i64 rows, i64 coordinates, View data) except -1:
     return need(data, rows // 32, "data")
 
 
+cdef int check_steps(i64 steps) except -1:
+    if steps < 0 or steps > 4096:
+        raise ValueError(f"steps must lie in [0, 4096], got {steps}")
+    return 0
+
+
 cdef int check_mask(i64 rows, i64 coordinates, const u32* data) except -1:
     cdef i64 r, bits = 0
     for r in range(rows):
@@ -76,14 +82,18 @@ cdef int check_run(View x, View a, View words, i64 rows, i64 coordinates, View d
     return need(a, words.n * rows, "a")
 
 
-cdef int check_layout(View x, View layout, View data, View payload, i64 offset, i32 levels) except -1:
-    """Whether the buffers hold what the runs of a layout name; returns nothing but may raise."""
+cdef i64 check_layout(View x, View layout, View data, View payload, i64 offset, i32 levels) except -1:
+    """Whether the buffers hold what the runs of a layout name; the number of rows of all frames."""
     cdef const u64* plan = <const u64*>layout.buffer.buf
     cdef i64 run, frames = 0, rows = 0, coordinates = 0, masks = 0
     if levels < 2 or levels > 65536:
         raise ValueError(f"levels must lie in [2, 65536], got {levels}")
     for run in range(layout.n // 3):
         check_frame(<i64>plan[3 * run + 1], <i64>plan[3 * run + 2], data)
+        if run and plan[3 * run + 1] > plan[3 * run - 2]:
+            raise ValueError(f"rows must fall from run to run, got {plan[3 * run + 1]} after {plan[3 * run - 2]}")
+        if plan[3 * run] > <u64>x.n:                     # a frame has a coordinate at least
+            raise ValueError(f"{plan[3 * run]} frames for a vector of {x.n}")
         need(data, masks + <i64>plan[3 * run + 1] // 32, "data")
         check_mask(<i64>plan[3 * run + 1], <i64>plan[3 * run + 2], data.u32s() + masks)
         masks += <i64>plan[3 * run + 1] // 32
@@ -93,7 +103,9 @@ cdef int check_layout(View x, View layout, View data, View payload, i64 offset, 
     need(x, coordinates, "x")
     if offset < packed_bytes(rows, code_width(levels)):
         raise ValueError(f"offset {offset} lies inside the codes")
-    return need(payload, offset + 4 * frames, "payload")
+    if offset > payload.n - 4 * frames:
+        raise ValueError(f"payload has {payload.n} bytes, {frames} levels from byte {offset} on are needed")
+    return rows
 
 
 cdef Workspace* workspace() except NULL:
@@ -176,6 +188,14 @@ cdef inline void synthesize(Workspace* w, real* a, real* x, u32 word, u64 offset
         kashin_synthesize_f64(&w.frame, a, x, kashin_word_attempt(word), offset, key)
 
 
+cdef inline void saturate(real* x, i64 n) noexcept nogil:
+    """What rounding has carried beyond the range of the type becomes its largest number."""
+    cdef real top = f32_bits(INFINITE_F32 - 1) if real is f32 else f64_bits(INFINITE_F64 - 1)
+    cdef i64 i
+    for i in range(n):
+        x[i] = min(max(x[i], -top), top)
+
+
 cdef inline void shift(real* x, i64 n, i64 exponent) noexcept nogil:
     cdef i64 i
     for i in range(n):
@@ -226,6 +246,7 @@ def kashin_representation(x, a, words, i64 rows, i64 coordinates, data, double l
     cdef Workspace* w
     cdef i64 status
     check_run(v, o, s, rows, coordinates, d)
+    check_steps(steps)
     w = workspace()
     with nogil:
         set_frame(&w.frame, rows, coordinates, d.u32s(), limit, steps)
@@ -309,6 +330,7 @@ def kashin_encode(x, layout, data, double limit, i64 steps, i32 levels, u64 fram
     cdef Workspace* w
     cdef i64 status
     check_layout(v, r, d, o, offset, levels)
+    check_steps(steps)
     w = workspace()
     with nogil:
         if v.kind == c"f":
@@ -349,6 +371,8 @@ cdef i64 decode_frames(Workspace* w, const u8* codes, const u8* words, const u64
                            <real*>w.a)
                 synthesize(w, <real*>w.a, x, word, <u64>done, frame_key)
                 shift(x, w.frame.coordinates, kashin_word_exponent(word))
+                if kashin_word_exponent(word) > 100:
+                    saturate(x, w.frame.coordinates)
             frames += 1
             used += rows
             done += rows
@@ -356,13 +380,13 @@ cdef i64 decode_frames(Workspace* w, const u8* codes, const u8* words, const u64
     return KASHIN_DONE
 
 
-def kashin_decode(payload, i64 offset, layout, data, i32 levels, u64 frame_key, i64 rows, out) -> int:
-    """The inverse of kashin_encode; rows: of all frames. Returns -1, or the frame whose level no encoder writes."""
+def kashin_decode(payload, i64 offset, layout, data, i32 levels, u64 frame_key, out) -> int:
+    """The inverse of kashin_encode. Returns -1, or the frame whose level no encoder writes."""
     cdef View p = view(payload, b"B"), r = view(layout, b"Q"), d = view(data, b"I"), o = view(out, b"fd", True)
     cdef const u64* plan = <const u64*>r.buffer.buf
     cdef Workspace* w
     cdef i64 status
-    check_layout(o, r, d, p, offset, levels)
+    cdef i64 rows = check_layout(o, r, d, p, offset, levels)
     w = workspace()
     with nogil:
         if o.kind == c"f":

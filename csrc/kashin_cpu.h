@@ -33,13 +33,11 @@ typedef T(word) T(mask) __attribute__((vector_size(VECTOR_BYTES)));
 static void T(kashin_embed)(const kashin_frame* f, const REAL* x, REAL* turned, REAL* a, i64 attempt, u64 offset,
                             u64 key) {
   const i64 n = f->coordinates, block = rotation_block(n);
-  const REAL scale = (REAL)hadamard_scale(block);
   if (attempt) {
     memcpy(turned, x, n * sizeof(REAL));
     for (int end = 0; end < 2; ++end) {
       REAL* part = end ? turned + n - block : turned;
-      T(flip)(part, part, block, kashin_signs(attempt, 1 + end, offset), key);
-      T(fwht)(part, block, scale);
+      T(rotate_block)(part, block, kashin_signs(attempt, 1 + end, offset), key, 0);
     }
     x = turned;
   }
@@ -51,14 +49,12 @@ static void T(kashin_embed)(const kashin_frame* f, const REAL* x, REAL* turned, 
 /* Coordinates from rows, the inverse of the above; a is overwritten. */
 static void T(kashin_extract)(const kashin_frame* f, REAL* a, REAL* x, i64 attempt, u64 offset, u64 key) {
   const i64 n = f->coordinates, block = rotation_block(n);
-  const REAL scale = (REAL)hadamard_scale(block);
   T(flip)(a, a, f->rows, kashin_signs(attempt, 0, offset), key);
   for (i64 j = 0; j < n; ++j) x[j] = a[f->row[j]];
   if (attempt)
     for (int end = 1; end >= 0; --end) {
       REAL* part = end ? x + n - block : x;
-      T(fwht)(part, block, scale);
-      T(flip)(part, part, block, kashin_signs(attempt, 1 + end, offset), key);
+      T(rotate_block)(part, block, kashin_signs(attempt, 1 + end, offset), key, 1);
     }
 }
 

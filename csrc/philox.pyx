@@ -40,3 +40,6 @@ def philox_block(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) -> tuple:
     """One call on an explicit counter and key, for the published known answers."""
     cdef philox_out r = philox(c0, c1, c2, c3, k0, k1)
     return r.w[0], r.w[1], r.w[2], r.w[3]
+
+
+UNIFORM_STREAM = <int>STREAM_UNIFORM

@@ -1,5 +1,5 @@
 /* Fixed-width types and bit casts for every compiler that reads the formulas: gcc and clang as C,
-   nvcc and NVRTC as C++. The only file that asks which compiler it is. */
+   nvcc and NVRTC as C++. Of the headers they share, the only one that asks which compiler it is. */
 #ifndef COMPRESS_PORTABLE_H
 #define COMPRESS_PORTABLE_H
 

@@ -6,7 +6,8 @@
           j = (Y + 2^15 (L-1) + r) >> 16,
       one addition and one shift for both signs and both parities of L. Where the low 16 bits of the sum are
       all ones (one coordinate in 65,536) the carry hangs on the rest of y: 32 further random bits are added
-      to its next 32 bits. Probabilities are right to 2^-48 of a step, so tiny coordinates do not vanish.
+      to its next 32 bits. Probabilities are those of the floating-point y to 2^-48, so tiny coordinates do
+      not vanish.
    C. To nearest: j = floor(y + L/2), nothing to draw. The nearest of two points is the sign of x, -0.0
       counting as plus.
    D. y is clamped to the grid while it is a float: out-of-range conversions differ between machines.

@@ -175,9 +175,7 @@ cdef void unpack_blocks(const u8* data, const u8* scales, int wire, i64 block, i
                 out[start + i] = <real>(out[start + i] + moved[i] if add else moved[i])
 
 
-cdef int check_blocks(i64 n, i64 block, int wire, i32 levels) except -1:
-    if wire != 4 and wire != 8:
-        raise ValueError(f"wire must be 4 or 8 bytes, got {wire}")
+cdef int check_blocks(i64 n, i64 block, i32 levels) except -1:
     if block < 1 or (block < n and block % PACK_BLOCK):
         raise ValueError(f"block must be a multiple of {PACK_BLOCK} or at least {n}, got {block}")
     if levels < 2 or levels > 65536:
@@ -186,15 +184,18 @@ cdef int check_blocks(i64 n, i64 block, int wire, i32 levels) except -1:
 
 
 cdef int need_scales(View scales, i64 offset, i64 count, int wire, str name) except -1:
-    if offset < 0:
-        raise ValueError(f"offset must not be negative, got {offset}")
-    return need(scales, offset + count * wire, name)
+    if wire != 4 and wire != 8:
+        raise ValueError(f"wire must be 4 or 8 bytes, got {wire}")
+    if count < 0 or count > scales.n // wire or offset < 0 or offset > scales.n - count * wire:
+        raise ValueError(f"{name} has {scales.n} bytes, {count} scales of {wire} bytes from byte {offset} on are needed")
+    return 0
 
 
 def write_scales(x, i64 block, int which, int wire, payload, i64 offset) -> int:
     """A norm of each block of x, rounded up to float32 (wire=4) or as float64 (8), into payload (u8) at offset.
 
-    0, or 1 where x holds NaN or Inf or a norm leaves float64's range, or 2 where one leaves float32's.
+    0, or 1 where x holds NaN or Inf or a norm leaves float64's range, or 2 where one leaves float32's: what
+    float32 x can be decoded to, or the wire can carry without losing all precision (a float64 x below 2^-126).
     """
     cdef View v = view(x, b"fd"), o = view(payload, b"B", True)
     cdef u8* scales = o.u8s() + offset
@@ -214,11 +215,14 @@ def write_scales(x, i64 block, int which, int wire, payload, i64 offset) -> int:
             if not scale < f64_bits(INFINITE_F64):
                 status = 1
                 break
+            single = <f32>float_up(scale)
+            if (wire == 4 or v.kind == c"f") and not single < f32_bits(INFINITE_F32):
+                status = 2
+            if wire == 4 and v.kind == c"d" and scale > 0 and scale < f32_bits(0x00800000):
+                status = 2
+            if status:
+                break
             if wire == 4:
-                single = <f32>float_up(scale)
-                if not single < f32_bits(INFINITE_F32):
-                    status = 2
-                    break
                 memcpy(scales + 4 * index, &single, 4)
             else:
                 memcpy(scales + 8 * index, &scale, 8)
@@ -251,7 +255,7 @@ def quantize_pack(x, scales, i64 offset, int wire, i64 block, i32 levels, u64 ke
     cdef Alphabet alphabet = NATURAL if natural else GRID
     cdef Rounding rounding = NEAREST if nearest else DITHER
     cdef const u8* m = s.u8s() + offset
-    check_blocks(v.n, block, wire, levels)
+    check_blocks(v.n, block, levels)
     need_scales(s, offset, ceil_div(v.n, block), wire, "scales")
     need(o, packed_bytes(v.n, code_width(levels)), "out")
     with nogil:
@@ -267,7 +271,7 @@ def unpack_scale(data, scales, i64 offset, int wire, i64 block, i32 levels, f64 
     cdef View d = view(data, b"B"), s = view(scales, b"B"), o = view(out, b"fd", True)
     cdef Alphabet alphabet = NATURAL if natural else GRID
     cdef const u8* m = s.u8s() + offset
-    check_blocks(o.n, block, wire, levels)
+    check_blocks(o.n, block, levels)
     need_scales(s, offset, ceil_div(o.n, block), wire, "scales")
     need(d, packed_bytes(o.n, code_width(levels)), "data")
     with nogil:

@@ -154,8 +154,8 @@ def max_abs(x) -> float:
     return largest
 
 
-cdef f64 sum_squares_scaled(const real* x, i64 n, f64 factor) noexcept nogil:
-    """sum (factor x)^2, for vectors whose squares leave float64's range; order of the leaves as above."""
+cdef f64 sum_scaled(const real* x, i64 n, f64 factor, Term term) noexcept nogil:
+    """The sum for factor x, where that of x leaves float64's range: leaf by leaf, one after the other."""
     cdef f64 leaf[4096]
     cdef i64 leaves = ceil_div(n, REDUCE_LEAF), index, m, i
     cdef f64 total = 0
@@ -163,7 +163,7 @@ cdef f64 sum_squares_scaled(const real* x, i64 n, f64 factor) noexcept nogil:
         m = min(<i64>REDUCE_LEAF, n - index * REDUCE_LEAF)
         for i in range(m):
             leaf[i] = x[index * REDUCE_LEAF + i] * factor
-        total += sum_leaf[f64](leaf, m, SQUARE)
+        total += sum_leaf[f64](leaf, m, term)
     return total
 
 
@@ -173,7 +173,10 @@ cdef f64 norm_of(const real* x, i64 n, Norm norm) noexcept nogil:
     if norm == MAX_NORM:
         return largest_magnitude(x, n)
     if norm == MEAN_ABS:
-        return sum_terms(x, n, ABS) / n
+        total = sum_terms(x, n, ABS)
+        if not total < f64_bits(INFINITE_F64) and largest_magnitude(x, n) < f64_bits(INFINITE_F64):
+            return sum_scaled(x, n, POWER_DOWN, ABS) / n * POWER_UP
+        return total / n
     total = sum_terms(x, n, SQUARE)
     if total > 1e-280 and total < 1e300:
         return sqrt(total)
@@ -181,8 +184,8 @@ cdef f64 norm_of(const real* x, i64 n, Norm norm) noexcept nogil:
     if total == 0 or not total < f64_bits(INFINITE_F64):
         return total
     if total < 1:
-        return sqrt(sum_squares_scaled(x, n, POWER_UP)) * POWER_DOWN
-    return sqrt(sum_squares_scaled(x, n, POWER_DOWN)) * POWER_UP
+        return sqrt(sum_scaled(x, n, POWER_UP, SQUARE)) * POWER_DOWN
+    return sqrt(sum_scaled(x, n, POWER_DOWN, SQUARE)) * POWER_UP
 
 
 def norm(x, int which) -> float:

@@ -67,7 +67,7 @@ cdef u64 kth_magnitude(const real* value, i64 n, i64 k, i64* ties) noexcept nogi
             if above <= span:
                 histogram[above >> shift] += 1
         bucket = span >> shift
-        while histogram[bucket] < k:
+        while bucket and histogram[bucket] < k:          # bucket 0 ends it even if value changes meanwhile
             k -= histogram[bucket]
             bucket -= 1
         low += bucket << shift
@@ -76,13 +76,13 @@ cdef u64 kth_magnitude(const real* value, i64 n, i64 k, i64* ties) noexcept nogi
     return low
 
 
-cdef void keep_largest(const real* value, const u32* index, i64 k, u64 kth, i64 ties,
+cdef void keep_largest(const real* value, const u32* index, i64 n, i64 k, u64 kth, i64 ties,
                        real* value_out, u32* index_out) noexcept nogil:
     """The k elements above kth, or among the first `ties` equal to it, in order. index NULL: 0, 1, 2, ..."""
     cdef i64 i = 0, kept = 0
     cdef u64 m
     cdef bint tied
-    while kept < k:
+    while kept < k and i < n:
         m = magnitude[real](value[i])
         tied = (m == kth) & (ties > 0)
         ties -= tied
@@ -139,7 +139,7 @@ cdef i64 collect(const real* x, i64 n, i64 k, u64 threshold, real* value, u32* i
         m = end
         if m > room - FLAGS:
             threshold = kth_magnitude[real](value, m, k, &ties)
-            keep_largest[real](value, index, k, threshold, ties, value, index)
+            keep_largest[real](value, index, m, k, threshold, ties, value, index)
             threshold += 1      # a later element that only equals the k-th loses the tie
             m = k
     return m
@@ -152,7 +152,7 @@ cdef int select_largest(const real* x, i64 n, i64 k, u32* out) noexcept nogil:
     cdef u64 kth
     if n < 4096 or k > n // 8:
         kth = kth_magnitude[real](x, n, k, &ties)
-        keep_largest[real](x, NULL, k, kth, ties, NULL, out)
+        keep_largest[real](x, NULL, n, k, kth, ties, NULL, out)
         return 0
     value = <real*>malloc(room * (sizeof(real) + sizeof(u32)))
     if value == NULL:
@@ -162,7 +162,7 @@ cdef int select_largest(const real* x, i64 n, i64 k, u32* out) noexcept nogil:
     if m < k:
         m = collect[real](x, n, k, 0, value, index, room)
     kth = kth_magnitude[real](value, m, k, &ties)
-    keep_largest[real](value, index, k, kth, ties, NULL, out)
+    keep_largest[real](value, index, m, k, kth, ties, NULL, out)
     free(value)
     return 0
 

@@ -132,7 +132,7 @@ def test_zero_stays_zero_and_odd_values_work(C, dtype):
         try:
             assert np.isfinite(C(tiny, KEY)).all()
         except ValueError as error:
-            assert dtype is np.float64 and "wire='float64'" in str(error)
+            assert dtype is np.float64 and "float32's range" in str(error)
 
 
 @each
@@ -294,3 +294,139 @@ def test_pickles(C):
 
     assert pickle.loads(pickle.dumps(C)) == C
     assert pickle.loads(pickle.dumps(KEY)) == KEY
+
+
+NESTED = [
+    compress.Rotated(compress.Composed(compress.RandK(0.2), compress.Identity())),
+    compress.Induced(compress.Rotated(compress.ScaledSign()), compress.Identity()),
+    compress.Induced(compress.TopK(0.1), compress.Composed(compress.PermK(3), compress.RandK(0.3))),
+    compress.Scaled(compress.Kashin(2, 1.5)),
+    compress.Scaled(compress.Rotated(compress.Induced(compress.TopK(0.1), compress.Bernoulli(0.3)))),
+    compress.Composed(compress.PermK(2), compress.Kashin()),
+    compress.Rotated(compress.Kashin()),
+]
+
+
+@pytest.mark.parametrize("C", NESTED, ids=repr)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("d", [21, 700])
+def test_compressors_nest(C, dtype, d):
+    x = families(d, dtype=dtype)["gaussian"]
+    bound = C.omega(d) if isinstance(C, Unbiased) else C.alpha(d)
+    errors = []
+    for t in range(100):
+        key = KEY.at(t).worker(t % 2)
+        message = C.encode(x, key)
+        bits = C.bits(d, dtype)
+        assert message.bits == bits if C.fixed_length else message.bits <= bits
+        assert message.payload.nbytes == -(-message.bits // 8)
+        error = C.decode(message, key) - x.astype(float)
+        errors.append(error @ error / (x.astype(float) @ x))
+    assert np.mean(errors) <= bound * (1 + 1e-5) + 4 * np.std(errors) / 10 + 1e-9
+    np.testing.assert_array_equal(compress.loads(compress.dumps(x, C, KEY)), C(x, KEY))
+
+
+def test_composed_refuses_what_it_cannot_bound():
+    with pytest.raises(TypeError, match="Bernoulli"):
+        compress.Composed(compress.Bernoulli(0.9), compress.RandK(0.1))
+    with pytest.raises(ValueError, match="wire"):
+        compress.Composed(compress.RandK(0.1, wire="float64"), compress.NaturalCompression())
+    C, d = compress.Composed(compress.PermK(2), compress.RandK(0.1)), 21
+    assert C.omega(d) == 2 * 10 - 1  # ten values keep one, eleven keep two
+
+
+@pytest.mark.parametrize("C", [compress.ScaledSign(), compress.TernGrad(), compress.StandardDithering(7)], ids=repr)
+def test_scales_that_float32_cannot_carry_are_refused(C):
+    for power in (-45, -60, 45):
+        x = families(100, dtype=np.float64)["gaussian"] * 10.0**power
+        with pytest.raises(ValueError, match="wire='float64' carries it"):
+            C.encode(x, KEY)
+        wide = type(C)(**{**vars(C), "wire": "float64"})
+        error = wide(x, KEY) / 10.0**power - x / 10.0**power
+        assert error @ error < 50 * 100
+
+
+@each
+def test_finite_input_never_decodes_to_inf(C):
+    for value in (3e37, 3.4e38):
+        x = np.full(1000, value, np.float32)
+        try:
+            y = C(x, KEY)
+        except ValueError as error:
+            assert "range" in str(error) or "too large" in str(error)
+        else:
+            assert np.isfinite(y).all()
+
+
+@each
+def test_a_payload_cannot_overwrite_its_input(C):
+    x = families(5000)["gaussian"]
+    with pytest.raises(ValueError, match="shares memory"):
+        C.encode(x, KEY, out=x.view(np.uint8))
+
+
+def test_parameters_become_plain_numbers():
+    key = compress.Key(0)
+    x = families(100)["gaussian"]
+    for C in (
+        compress.RandK(np.int32(10)),
+        compress.RandK(np.float32(0.25)),
+        compress.Bernoulli(np.float32(0.5)),
+        compress.PowerSGD(np.int64(2), (np.int8(10), np.int64(10))),
+        compress.StandardDithering(np.int8(100)),
+        compress.Kashin(np.int64(3), np.int64(2), np.int16(4)),
+    ):
+        np.testing.assert_array_equal(compress.loads(compress.dumps(x, C, key)), C(x, key))
+    assert compress.RandK(np.int32(10**8)).bits(2 * 10**8) == 32 * 10**8
+
+
+def test_messages_compare():
+    C, x = compress.TernGrad(), families(100)["gaussian"]
+    assert C.encode(x, KEY) == C.encode(x, KEY)
+    assert C.encode(x, KEY) != C.encode(x, KEY.at(9))
+
+
+def test_error_feedback_wants_a_contraction():
+    with pytest.raises(TypeError, match="Scaled"):
+        compress.ErrorFeedback(compress.RandK(0.1))
+    feedback = compress.ErrorFeedback(compress.Scaled(compress.RandK(0.1)))
+    state, x = feedback.init(1000), families(1000)["gaussian"]
+    sent = np.zeros(1000)
+    for t in range(200):
+        message, state = feedback.encode(state, x, KEY.at(t))
+        feedback.compressor.decode_add(message, KEY.at(t), sent)
+    # what was sent and what is kept add up to what was asked for
+    np.testing.assert_allclose(sent + state.error, 200 * x.astype(float), rtol=1e-3, atol=1e-2)
+    assert np.linalg.norm(state.error) < 100 * np.linalg.norm(x)
+
+
+def test_power_sgd_warm_start_improves_on_a_fixed_matrix():
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((40, 30)) @ np.diag(0.7 ** np.arange(30))).astype(np.float32).reshape(-1)
+    C = compress.PowerSGD(2, (40, 30))
+    state, errors = C.init(x.size, KEY), []
+    for _ in range(6):
+        message, state = C.encode_warm(state, x)
+        errors.append(np.linalg.norm(C.decode(message, KEY) - x))
+    best = np.linalg.norm(np.linalg.svd(x.reshape(40, 30), compute_uv=False)[2:])
+    assert errors[-1] < errors[0] and errors[-1] < 1.05 * best
+    with pytest.raises(ValueError, match="shape"):
+        compress.PowerSGD(2, (40, 31)).encode(x, KEY)
+
+
+def test_measure():
+    x = families(2000)["student"]
+    m = compress.measure(compress.RandK(0.1), x, trials=200)
+    assert abs(m.nmse - 9) < 5 * m.nmse_se and abs(m.bias) < 5 * m.bias_se
+    assert m.bits == 32 * 200 and m.distance == pytest.approx(m.nmse / (1 + m.nmse) * 4**3.2)
+    biased = compress.measure(compress.TopK(0.1), x, trials=3)
+    assert biased.bias == pytest.approx(biased.nmse)
+    for scale in (1e200, 1e-200):
+        m = compress.measure(compress.Identity(), np.array([scale, -scale]))
+        assert m.nmse == 0
+        m = compress.measure(compress.RandK(1, wire="float64"), np.array([scale, -scale]), trials=50)
+        assert m.nmse == pytest.approx(1)
+    with pytest.raises(ValueError, match="zero or empty"):
+        compress.measure(compress.Identity(), np.zeros(3))
+    with pytest.raises(ValueError, match="trials"):
+        compress.measure(compress.Identity(), x, trials=1)

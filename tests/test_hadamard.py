@@ -25,18 +25,26 @@ def oracle_fwht(x, block):
     return (y * x.dtype.type(0.5 ** (log // 2) * (0.5**0.5 if log % 2 else 1))).reshape(-1)
 
 
-def signs(n, key):
+def signs(n, key, start=0):
     words = np.empty(4 * -(-n // 128), np.uint32)
-    kernels.philox_words(key, 0, 2, words)
+    kernels.philox_words(key, start >> 7, 2, words)
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:n]
     return 1.0 - 2.0 * bits
 
 
-def tail_blocks(n):
-    while n:
-        block = min(4096, 1 << (n.bit_length() - 1))
-        yield block
-        n -= block
+def oracle_rotation(x, key):
+    """hadamard.h, C: blocks that fit, then one that overlaps and ends where x ends."""
+    y = x.copy()
+    if x.size == 0:
+        return y
+    block = min(4096, 1 << (x.size.bit_length() - 1))
+    starts = [(e, e) for e in range(0, x.size - block + 1, block)]
+    if x.size % block:
+        starts.append((x.size - block, 1 << 40))
+    for start, sign in starts:
+        part = y[start : start + block] * signs(block, key, sign).astype(x.dtype)
+        y[start : start + block] = oracle_fwht(part, block)
+    return y
 
 
 @isa
@@ -87,11 +95,7 @@ def test_empty_and_wrong_blocks():
 def test_rotation(cpu, dtype, n):
     x = np.random.default_rng(n).standard_normal(n).astype(dtype)
     key = 0x1234567890ABCDEF
-    flipped = x * signs(n, key).astype(dtype)
-    wanted, start = np.empty_like(x), 0
-    for block in tail_blocks(n):
-        wanted[start : start + block] = oracle_fwht(flipped[start : start + block], block)
-        start += block
+    wanted = oracle_rotation(x, key)
     out = np.full_like(x, np.nan)
     cpu.rotate(x, out, key)
     assert out.tobytes() == wanted.tobytes()
@@ -103,6 +107,17 @@ def test_rotation(cpu, dtype, n):
     assert in_place.tobytes() == wanted.tobytes()
     cpu.rotate(in_place, in_place, key, inverse=True)
     assert in_place.tobytes() == back.tobytes()
+
+
+@pytest.mark.parametrize("n", [1000, 4097, 5000, 8191, 100_003])
+def test_rotation_leaves_no_coordinate_alone(n):
+    """A unit vector spreads over a block at least, wherever it stands."""
+    block = min(4096, 1 << (n.bit_length() - 1))
+    for place in (0, n // 2, n - block - 1, n - block, n - 2, n - 1):
+        x = np.zeros(n, np.float32)
+        x[place] = 1
+        kernels.rotate(x, x, 99)
+        assert np.abs(x).max() <= 5 / np.sqrt(block)
 
 
 def test_rotation_wants_an_output_like_its_input():

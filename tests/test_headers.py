@@ -22,6 +22,14 @@ extern "C" __global__ void formulas(const float* x, const double* y, u32* code, 
   code[5 * e + 2] = natural_code_f32(x[e], 1.0f, 1 - levels, e, key);
   code[5 * e + 3] = natural_code_f64(y[e], 1.0, 1 - levels, e, key);
   code[5 * e + 4] = trit_digit((u32)(e & 255), (int)(e % 5)) + (u32)packed_bits((i64)e, code_width((u32)levels));
+  code[5 * e] += (u32)(term_square(y[e]) + term_abs(y[e]) + hadamard_scale(levels) + rotation_block(levels));
+  code[5 * e + 1] += bits_f32(flip_sign_f32(x[e], code[0], levels)) + magnitude_f32(x[e]);
+  code[5 * e + 2] += kashin_word(kashin_round_up(y[e]), floor_log2(y[e]), 1) + kashin_draw(64, 40, (i64)e, 24);
+  code[5 * e + 3] += bits_f32(kashin_excess_f32(x[e], 1.0f) + kashin_shift_f32(x[e], 3) +
+                              kashin_null_f32(x[e], code[0], 5)) + kashin_word_valid(code[0]);
+  code[5 * e + 4] += (u32)(kashin_excess_f64(y[e], kashin_word_level(code[0])) + kashin_shift_f64(y[e], 9));
+  bijection pi = bijection_of(key, 1000);
+  code[5 * e] += subset_index((u32)e, pi) + mask32(e, key) + (u32)rice_bound_bits(1000, e) + rice_length(code[0]);
 }
 """
 )

@@ -27,6 +27,14 @@ def survives(C, message):
     return True
 
 
+def survives_adding(C, message, dtype):
+    out = np.zeros(SIZE, dtype)
+    try:
+        C.decode_add(message._replace(dtype=np.dtype(dtype)), KEY, out, 0.5)
+    except ValueError as error:
+        assert str(error)
+
+
 @each
 def test_every_prefix(C):
     message = message_of(C)
@@ -62,7 +70,10 @@ def test_random_bytes(C):
     rng = np.random.default_rng(3)
     with np.errstate(all="ignore"):
         for _ in range(300):
-            survives(C, message._replace(payload=rng.integers(0, 256, message.payload.size, np.uint8)))
+            noise = message._replace(payload=rng.integers(0, 256, message.payload.size, np.uint8))
+            survives(C, noise)
+            survives_adding(C, noise, np.float32)
+            survives_adding(C, noise, np.float64)
         for length in rng.integers(0, 3 * message.payload.size, 300):
             survives(C, message._replace(payload=rng.integers(0, 256, length, np.uint8)))
         for fill in (0, 255):

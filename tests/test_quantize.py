@@ -160,6 +160,10 @@ def test_scales_round_up_and_report_their_range(kernels):
     assert kernels.write_scales(x, 1, kernels.NORM_MAX, 4, payload, 0) == 0
     assert payload[:4].view(np.float32)[0] == np.nextafter(np.float32(1), np.float32(2))
     assert kernels.write_scales(np.array([1e39]), 1, kernels.NORM_MAX, 4, payload, 0) == 2
+    assert kernels.write_scales(np.array([1e-39]), 1, kernels.NORM_MAX, 4, payload, 0) == 2
+    assert kernels.write_scales(np.array([1e-39], np.float32), 1, kernels.NORM_MAX, 4, payload, 0) == 0
+    largest = np.full(4, 3e38, np.float32)
+    assert kernels.write_scales(largest, 4, kernels.NORM_L2, 8, payload, 0) == 2
     assert kernels.write_scales(np.array([1e39]), 1, kernels.NORM_MAX, 8, payload, 0) == 0
     assert payload.view(np.float64)[0] == 1e39
     assert kernels.write_scales(np.array([np.nan]), 1, kernels.NORM_L2, 8, payload, 0) == 1
@@ -171,12 +175,13 @@ def test_wrong_lengths_are_refused(kernels):
     kernels.quantize_pack(x, scale, 0, 4, 3000, 15, 1, out)
     for arguments, what in [
         ((x, scale, 0, 4, 3000, 15, 1, out[:-1]), "out has 1499"),
-        ((x, scale, 1, 4, 3000, 15, 1, out), "scales has 4"),
+        ((x, scale, 1, 4, 3000, 15, 1, out), "scales has 4 bytes, 1 scales of 4 bytes from byte 1"),
+        ((x, scale, 2**63 - 4, 4, 3000, 15, 1, out), "scales has 4"),
         ((x, scale, 0, 8, 3000, 15, 1, out), "scales has 4"),
         ((x, scale, 0, 4, 1024, 15, 1, out), "scales has 4"),
         ((x, scale, 0, 4, 1000, 15, 1, out), "block"),
         ((x, scale, 0, 4, 3000, 1, 1, out), "levels"),
-        ((x, scale, -1, 4, 3000, 15, 1, out), "offset"),
+        ((x, scale, -1, 4, 3000, 15, 1, out), "byte -1"),
         ((x, scale, 0, 2, 3000, 15, 1, out), "wire"),
     ]:
         with pytest.raises(ValueError, match=what):
@@ -187,3 +192,8 @@ def test_wrong_lengths_are_refused(kernels):
         kernels.power_pack(x, 1, np.empty(3374, np.uint8))
     with pytest.raises(ValueError, match="data has"):
         kernels.unpower_scale(np.empty(3374, np.uint8), 1.0, x)
+    for wire in (0, 2, 16):
+        with pytest.raises(ValueError, match="wire"):
+            kernels.write_scales(x, 3000, 0, wire, scale.copy(), 0)
+    with pytest.raises(ValueError, match="scales"):
+        kernels.bad_scale(scale, 0, 2, 4)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TESTS = ["test_hostile.py", "test_pack.py", "test_quantize.py", "test_select.py", "test_rice.py", "test_kashin.py"]
+TESTS = ["hostile", "pack", "quantize", "reduce", "hadamard", "kashin", "select", "rice"]
 
 
 def runtime() -> str | None:
@@ -35,7 +35,7 @@ def test_nothing_is_read_or_written_out_of_range(tmp_path):
     built = subprocess.run(build, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
     environment |= {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
-    files = [f"tests/{name}" for name in TESTS]
+    files = [f"tests/test_{name}.py" for name in TESTS]
     run = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     result = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]

@@ -13,7 +13,7 @@ import numpy as np
 
 import compress
 
-from .. import frontier
+from .. import console, frontier
 from . import Check, report
 
 D = 1000  # the dimension of statements 1, 4, 5 and 6
@@ -250,13 +250,12 @@ def residuals(d=256, redundancy=2.0, iterations=30):
 
 
 def run(out):
-    from rich.console import Console
     from rich.progress import Progress
 
     from ..plot import kashin_figure
 
-    console = Console()
-    with Progress(console=console, transient=True) as progress:
+    screen = console()
+    with Progress(console=screen, transient=True) as progress:
         task = progress.add_task("", total=7)
 
         def step(function):
@@ -273,9 +272,9 @@ def run(out):
     status = report(
         "Uncertainty principle and Kashin compression: what can be checked",
         [first, second, third, fourth, fifth, sixth, seventh],
-        console,
+        screen,
     )
     out.mkdir(parents=True, exist_ok=True)
     kashin_figure(points, SIZES, omegas, runs, decay, D, out / "kashin.png")
-    console.print(f"saved {out / 'kashin.png'}")
+    screen.print(f"saved {out / 'kashin.png'}")
     return status
