@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import kernels
-from .compressor import Contractive, Message, Unbiased
+from .compressor import Carrier, Contractive, Message, Unbiased
 from .key import Key
 from .quantize import NaturalCompression, ScaledSign, StandardDithering
 from .sparsify import RandK, Sparsifier, TopK
@@ -22,7 +22,7 @@ def _must_be(value, kind: type, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class Scaled(Contractive):
+class Scaled(Carrier, Contractive):
     """C(x) = C_inner(x) / (1 + omega), for an unbiased inner: the same bytes, the least error they allow.
 
     alpha = omega / (1 + omega): with s = 1/(1+omega), E ||s C(x) - x||^2 <= s^2 omega ||x||^2 + (1-s)^2 ||x||^2.
@@ -38,24 +38,9 @@ class Scaled(Contractive):
     def __post_init__(self):
         _must_be(self.inner, Unbiased, "inner")
 
-    @property
-    def fixed_length(self):
-        return self.inner.fixed_length
-
-    @property
-    def guarantee(self):
-        return self.inner.guarantee
-
-    @property
-    def exact(self):
-        return self.inner.exact
-
     def alpha(self, d: int) -> float:
         omega = self.inner.omega(d)
         return omega / (1 + omega)
-
-    def bits(self, d: int, dtype=np.float32) -> int:
-        return self.inner.bits(d, dtype)
 
     def _encode(self, x, key, out):
         return self.inner._encode(x, key, out)

@@ -166,6 +166,26 @@ class Contractive(Compressor):
     def alpha(self, d: int) -> float: ...
 
 
+class Carrier:
+    """Shared by compressors that send a message of another one, `inner`, as it is."""
+
+    @property
+    def fixed_length(self):
+        return self.inner.fixed_length
+
+    @property
+    def guarantee(self):
+        return self.inner.guarantee
+
+    @property
+    def exact(self):
+        return self.inner.exact
+
+    def bits(self, d: int, dtype=np.float32) -> int:
+        """Those of `inner`: nothing is added."""
+        return self.inner.bits(d, dtype)
+
+
 @dataclass(frozen=True)
 class Identity(Unbiased):
     """C(x) = x, bit for bit: 32 bits a coordinate for float32, 64 for float64. omega = 0.

@@ -39,18 +39,12 @@ def levels_bits(d: int, levels: int) -> int:
 class _Scaled:
     """Shared by the quantisers: codes of `_points` levels, then a scale per block of `_norm`."""
 
+    _points: int
+    _norm: int
     _natural: ClassVar[bool] = False
     _nearest: ClassVar[bool] = False
     wire = "float32"
     block = None
-
-    @property
-    def _points(self) -> int:
-        raise NotImplementedError
-
-    @property
-    def _norm(self) -> int:
-        raise NotImplementedError
 
     def _block(self, d: int) -> int:
         return d if self.block is None else min(self.block, d)
@@ -87,8 +81,26 @@ class _Scaled:
         k.unpack_scale(payload, payload, offset, wire, block, self._points, weight, out, add, self._natural)
 
 
+class _Dithering(_Scaled):
+    """`levels` positive levels, as many negative ones, and zero, of a `norm`."""
+
+    @property
+    def _points(self):
+        return 2 * self.levels + 1
+
+    @property
+    def _norm(self):
+        return _NORMS[self.norm]
+
+    def _check(self, most: int) -> None:
+        settle(self, "levels", positive_int(self.levels, "levels", 1, most))
+        if self.norm not in ("l2", "linf"):
+            raise ValueError(f"norm must be 'l2' or 'linf', got {self.norm!r}")
+        wire_bytes(self.wire)
+
+
 @dataclass(frozen=True)
-class StandardDithering(_Scaled, Unbiased):
+class StandardDithering(_Dithering, Unbiased):
     """C(x)_i = m / s * sign(x_i) * xi(s |x_i| / m), xi rounding up or down at random with mean its argument.
 
     m is the norm of x ("l2" or "linf"), s = `levels` the number of positive levels: 2s+1 symbols in
@@ -114,22 +126,11 @@ class StandardDithering(_Scaled, Unbiased):
     wire: str = "float32"
 
     def __post_init__(self):
-        settle(self, "levels", positive_int(self.levels, "levels", 1, 32767))
-        if self.norm not in ("l2", "linf"):
-            raise ValueError(f"norm must be 'l2' or 'linf', got {self.norm!r}")
+        self._check(most=32767)
         if self.block is not None:
             settle(self, "block", positive_int(self.block, "block", 1024))
             if self.block % 1024:
                 raise ValueError(f"block must be a multiple of 1024, got {self.block}")
-        wire_bytes(self.wire)
-
-    @property
-    def _points(self):
-        return 2 * self.levels + 1
-
-    @property
-    def _norm(self):
-        return _NORMS[self.norm]
 
     def omega(self, d: int) -> float:
         d, s = self._block(d), self.levels
@@ -168,7 +169,7 @@ class TernGrad(_Scaled, Unbiased):
 
 
 @dataclass(frozen=True)
-class NaturalDithering(_Scaled, Unbiased):
+class NaturalDithering(_Dithering, Unbiased):
     """C(x)_i = m sign(x_i) xi(|x_i| / m), xi rounding to 0, 2^(1-s), ..., 1/2, 1 at random with mean its argument.
 
     m is the norm of x ("l2" or "linf"), s = `levels`: 2s+1 symbols in ceil(log2(2s+1)) bits.
@@ -189,18 +190,7 @@ class NaturalDithering(_Scaled, Unbiased):
     _natural: ClassVar[bool] = True
 
     def __post_init__(self):
-        settle(self, "levels", positive_int(self.levels, "levels", 1, 100))
-        if self.norm not in ("l2", "linf"):
-            raise ValueError(f"norm must be 'l2' or 'linf', got {self.norm!r}")
-        wire_bytes(self.wire)
-
-    @property
-    def _points(self):
-        return 2 * self.levels + 1
-
-    @property
-    def _norm(self):
-        return _NORMS[self.norm]
+        self._check(most=100)
 
     def omega(self, d: int) -> float:
         c = math.sqrt(d) * 2.0 ** (1 - self.levels)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import kernels
-from .compressor import Compressor, Contractive, Unbiased, check_finite
+from .compressor import Carrier, Compressor, Contractive, Unbiased, check_finite
 from .quantize import ScaledSign, StandardDithering
 
 _INNER = 1
 
 
 @dataclass(frozen=True)
-class Rotated(Compressor):
+class Rotated(Carrier, Compressor):
     """C(x) = U' C_inner(U x), U random signs and then a Walsh-Hadamard transform, block by block.
 
     Blocks are 4096 coordinates, or the largest power of two that fits; where they do not fill x, one more overlaps
@@ -50,22 +50,6 @@ class Rotated(Compressor):
 
     def __repr__(self):
         return f"Rotated({self.inner!r})"
-
-    @property
-    def fixed_length(self):
-        return self.inner.fixed_length
-
-    @property
-    def guarantee(self):
-        return self.inner.guarantee
-
-    @property
-    def exact(self):
-        return self.inner.exact
-
-    def bits(self, d: int, dtype=np.float32) -> int:
-        """Those of `inner`: the rotation is drawn from the key."""
-        return self.inner.bits(d, dtype)
 
     def _encode(self, x, key, out):
         largest = check_finite(x)

@@ -295,3 +295,30 @@ def test_parameters_and_values_are_checked():
     with pytest.raises(ValueError, match="1 NaN or Inf among 5000 elements, the first at index 4321"):
         Kashin().encode(x, Key(0))
     assert Kashin().encode(np.empty(0), Key(0)).bits == 0
+
+
+def test_layouts_that_do_not_fit_are_refused():
+    x, payload, data = np.ones(5000), np.zeros(100_000, np.uint8), np.full(256, 0xFFFFFFFF, np.uint32)
+
+    def encode(layout, steps=8, levels=3, offset=50_000, limit=100.0):
+        plan = np.array(layout, np.uint64)
+        return kernels.kashin_encode(x, plan, data, limit, steps, levels, 1, 2, payload, offset)
+
+    def decode(layout, offset=50_000):
+        return kernels.kashin_decode(payload, offset, np.array(layout, np.uint64), data, 3, 1, x.copy())
+
+    assert encode([1, 64, 64]) == -1 and decode([1, 64, 64]) == -1
+    for layout, what in [
+        ([1, 64, 64, 1, 128, 128], "rows must fall"),
+        ([2**62, 64, 64], "frames for a vector of 5000"),
+        ([100, 64, 64], "x has 5000 elements, 6400 are needed"),
+        ([1, 96, 64], "power of two"),
+        ([1, 64, 65], "as many coordinates"),
+        ([1, 64, 40], "64 of 64 bits set for 40"),
+    ]:
+        for call in (encode, decode):
+            with pytest.raises(ValueError, match=what):
+                call(layout)
+    for bad in ({"steps": -1}, {"levels": 1}, {"offset": 3}, {"offset": 99_999}):
+        with pytest.raises(ValueError):
+            encode([1, 64, 64], **bad)
