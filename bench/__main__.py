@@ -19,6 +19,9 @@ def frontier(args):
     else:
         x, title = gradients.digits_gradient(args.seed), "gradient of a 64-1024-1024-10 ReLU network on digits"
     x = compress.asarray(x, backend=choose(args.backend))
+    compress.compressor.check_finite(x)
+    if not x.any():
+        raise ValueError(f"{title}: {x.size} elements, none of them other than zero, so that errors have no scale")
     frontier.run(x, title, args.out, seed=args.seed, quick=args.quick, trials=args.trials)
 
 
@@ -57,7 +60,12 @@ def parser():
 
     f = commands.add_parser("frontier", parents=[common], help="bits, error, constants and speed of every compressor")
     source = f.add_mutually_exclusive_group()
-    source.add_argument("--input", type=Path, metavar="FILE.npy", help="your own vector")
+    source.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE.npy",
+        help="your own array, flattened; numbers other than float64 become float32",
+    )
     source.add_argument("--distribution", choices=("normal", "student", "onehot"), help="a synthetic vector")
     f.add_argument("--size", type=int, default=1126410, help="length of the synthetic vector (default %(default)s)")
     f.add_argument("--trials", type=int, help="independent encodings per compressor (default 20; 2 with --quick)")
@@ -83,7 +91,10 @@ def main(argv=None):
     if rest and args.command is not speed:
         p.error(f"unrecognised arguments: {' '.join(rest)}")
     args.pytest_args = rest
-    return args.command(args)
+    try:
+        return args.command(args)
+    except ValueError as error:
+        p.exit(2, f"{p.prog}: {error}\n")
 
 
 if __name__ == "__main__":

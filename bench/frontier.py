@@ -218,8 +218,8 @@ def run(x, title, out, seed=0, quick=False, trials=None):
     mark_frontier(points)
     screen.print(table(points, f"{title}: d = {x.size:,}, {x.dtype}, {trials} trials"))
     screen.print(
-        "[dim]proven: the theorem's constant times 4^bits, a worst case over all inputs, never below 1 "
-        "(unbiased: omega/(1+omega) 4^bits). this input: NMSE times 4^bits, may be below 1 on a structured vector. "
+        "[dim]proven x 4^b: the theorem's constant (unbiased: omega/(1+omega)) times 4^bits of the longest message, a "
+        "worst case over all inputs, never below 1. NMSE x 4^b: on this input, may be below 1 where it is structured. "
         "x memcpy: time over that of copying x. * on the frontier of its kind.[/]"
     )
     for line in skipped:
@@ -236,7 +236,7 @@ def table(points, title):
 
     t = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
     t.add_column("compressor", overflow="fold", max_width=30)
-    products, speeds = ("proven\n4^b", "this\ninput"), ("enc\nGB/s", "x mem\ncpy", "dec\nGB/s", "x mem\ncpy")
+    products, speeds = ("proven\nx 4^b", "NMSE\nx 4^b"), ("encode\nGB/s", "x\nmemcpy", "decode\nGB/s", "x\nmemcpy")
     for header in ("bits", "NMSE", "+-", *products, *speeds):
         t.add_column(header, justify="right", no_wrap=True)
     group = None
@@ -259,7 +259,9 @@ def table(points, title):
 
 def figure(value):
     """Three digits, and powers of ten only where they are needed."""
-    return f"{value:.2f}" if value < 100 else f"{value:.0f}" if value < 1e5 else f"{value:.0e}"
+    return (
+        f"{value:.2f}" if value < 100 else f"{value:.0f}" if value < 1e5 else f"{value:.0e}" if value < 1e9 else ">1e9"
+    )
 
 
 def save(points, out, **about):

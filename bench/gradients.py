@@ -55,6 +55,8 @@ def _backpropagate(parameters, inputs, labels):
 
 def synthetic(distribution, size=SIZE, seed=0):
     """normal: N(0, 1). student: Student-t with 3 degrees of freedom. onehot: e_i, all the energy in one entry."""
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
     rng = np.random.default_rng(seed)
     if distribution == "normal":
         return rng.standard_normal(size, dtype=np.float32)
@@ -69,9 +71,11 @@ def synthetic(distribution, size=SIZE, seed=0):
 
 def load(path):
     """The vector in a .npy file, flattened; float32 and float64 stay, other numbers become float32."""
-    x = np.load(path).ravel()
-    if x.dtype not in (np.float32, np.float64):
-        x = x.astype(np.float32)
-    if not x.size:
-        raise ValueError(f"{path} holds an empty array")
-    return np.ascontiguousarray(x)
+    try:
+        x = np.load(path)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from None
+    if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiub":
+        raise ValueError(f"{path} does not hold one array of real numbers")
+    x = np.ascontiguousarray(x.ravel())
+    return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)

@@ -45,7 +45,7 @@ def frontier_figure(points, title, d, path):
             axis.set(title=f"{name} compressors", xlabel="bits per coordinate sent")
             axis.set_ylabel(r"NMSE  $\|C(x)-x\|^2 / \|x\|^2$")
             if len(shown) < len(mine):
-                note = f"not shown: {len(mine) - len(shown)} without error or bits"
+                note = f"not shown: {len(mine) - len(shown)} lossless or empty"
                 axis.text(1, 1, note, transform=axis.transAxes, ha="right", va="top", fontsize=6.5)
             if not shown:
                 continue

@@ -1,19 +1,34 @@
 """Compressor: what a compressor promises, and every check at the boundary.
 
-A new compressor is one class in a family file:
+A new compressor is one class. In a family file of the package the catalogue takes it up, and with it the tests,
+the golden files and the benchmark; anywhere else it works with Scaled, Rotated, Induced, ErrorFeedback and measure
+just the same. All of it:
 
     @dataclass(frozen=True)
-    class Mine(Unbiased):                      # or Contractive
-        parameter: int                         # checked in __post_init__
+    class BernoulliSign(Unbiased):
+        # a docstring: the law, the constant and its proof, an example that runs
 
-        def omega(self, d): ...                # or alpha; the docstring proves it
-        def bits(self, d): ...
-        def _encode(self, x, key, out): ...    # -> (payload, bits)
-        def _decode(self, message, key, out, weight, add): ...
-        @classmethod
-        def examples(cls): ...                 # small instances; tests, golden files and benchmarks take them up
+        p: float                                             # checked in __post_init__
 
-`_encode` sees a checked, non-empty vector; `_decode` a payload whose length matches bits(d) if fixed_length.
+        def omega(self, d):
+            return ...                                       # alpha(d) in a Contractive
+        def bits(self, d, dtype=np.float32):
+            return d + 32                                    # exact, or a bound and fixed_length = False
+
+        def _encode(self, x, key, out):
+            scale = check_finite(x)                          # max|x|; raises where x holds NaN or Inf
+            payload = kernels.buffer(-(-self.bits(x.size) // 8), out)      # `out` of encode, or a new buffer
+            random = np.random.Generator(np.random.Philox(key=key.word))   # or key.shared.word, or a kernel
+            ...                                              # fill the payload
+            return payload, self.bits(x.size)
+
+        def _decode(self, message, key, out, weight, add):
+            values = ...                                     # message.payload, .size, .dtype
+            add_or_store(values, out, weight, add)           # out = values, or out += weight * values
+
+`_encode` sees a non-empty, contiguous float32 or float64 vector and checks that it is finite in the pass that it makes
+anyway. `_decode` sees a payload as long as bits(d) says if fixed_length, and otherwise checks the length itself;
+weight is 1 unless add is True.
 """
 
 from __future__ import annotations
@@ -99,6 +114,8 @@ class Compressor(ABC):
         if x.size == 0:
             return Message(kernels.buffer(0, out), 0, 0, x.dtype)
         payload, bits = self._encode(x, key, out)
+        if payload.nbytes != -(-bits // 8):
+            raise AssertionError(f"{name_of(self)} says {bits} bits and sends {payload.nbytes} bytes")
         return Message(payload, bits, x.size, x.dtype)
 
     def decode(self, message: Message, key: Key, out: np.ndarray | None = None) -> np.ndarray:
@@ -131,6 +148,8 @@ class Compressor(ABC):
 
     def _checked(self, message: Message, key: Key) -> Message:
         _check_key(key)
+        if not isinstance(message, Message):
+            raise TypeError(f"message must be a compress.Message, got {type(message).__name__}")
         payload = message.payload
         if not isinstance(payload, np.ndarray) or payload.dtype != np.uint8 or payload.ndim != 1:
             raise TypeError("payload must be a uint8 vector")
@@ -276,9 +295,14 @@ def classes() -> dict[str, type[Compressor]]:
     return {cls.__name__: cls for cls in _leaves() if not cls.__name__.startswith("_")}
 
 
+def public_class(compressor: Compressor) -> type[Compressor]:
+    """The class of a compressor, without the private ones that Rotated makes."""
+    return next(cls for cls in type(compressor).__mro__ if not cls.__name__.startswith("_"))
+
+
 def name_of(compressor: Compressor) -> str:
     """The public name of a compressor's class, the key of classes()."""
-    return next(cls.__name__ for cls in type(compressor).__mro__ if not cls.__name__.startswith("_"))
+    return public_class(compressor).__name__
 
 
 def catalogue() -> list[Compressor]:

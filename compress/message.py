@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from dataclasses import fields
 from typing import NamedTuple
 
 import numpy as np
 
 from . import key as _key
-from .compressor import Compressor, Message, build, classes, name_of, parameters, positive_int
+from .compressor import Compressor, Message, build, classes, name_of, parameters, positive_int, public_class
 from .key import Key
 
 MAGIC, VERSION = b"CMPF", 1
@@ -39,8 +40,7 @@ def dumps(x, compressor: Compressor, key: Key) -> bytes:
     >>> loads(blob).tolist()
     [1.0, 2.0, 3.0]
     """
-    if classes().get(name_of(compressor)) not in type(compressor).__mro__:
-        raise ValueError(f"{compressor!r} is not of this package: no reader of the frame would know it")
+    _check_known(compressor)
     message = compressor.encode(x, key)
     header = json.dumps(
         {
@@ -57,6 +57,15 @@ def dumps(x, compressor: Compressor, key: Key) -> bytes:
     return body + _CHECK.pack(zlib.crc32(body))
 
 
+def _check_known(compressor: Compressor) -> None:
+    """ValueError for a compressor, or a part of one, that no reader of the frame would know."""
+    if classes().get(name_of(compressor)) is not public_class(compressor):
+        raise ValueError(f"{compressor!r} is not of this package: no reader of the frame would know it")
+    for field in fields(compressor):
+        if isinstance(part := getattr(compressor, field.name), Compressor):
+            _check_known(part)
+
+
 def loads(blob: bytes, out: np.ndarray | None = None) -> np.ndarray:
     """The vector in a frame; ValueError that says what is wrong with a damaged one."""
     frame = read(blob)
@@ -65,7 +74,10 @@ def loads(blob: bytes, out: np.ndarray | None = None) -> np.ndarray:
 
 def read(blob: bytes) -> Frame:
     """The parts of a frame, undecoded; ValueError that says what is wrong with a damaged one."""
-    blob = bytes(blob)
+    try:
+        blob = bytes(memoryview(blob))
+    except TypeError:
+        raise TypeError(f"a frame is bytes, got {type(blob).__name__}") from None
     if len(blob) < _HEAD.size:
         raise ValueError(f"frame: {len(blob)} bytes, the head alone has {_HEAD.size}")
     magic, version, header_length = _HEAD.unpack_from(blob)
@@ -93,6 +105,6 @@ def read(blob: bytes) -> Frame:
         key = _key.from_fields(seed, round, worker, path)
         compressor = build(name, plain)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"frame: header is not one this library writes: {error!r}") from None
+        raise ValueError(f"frame: header is not one this library writes: {type(error).__name__}: {error}") from None
     payload = np.frombuffer(blob, np.uint8, payload_length, start)
     return Frame(compressor, Message(payload, bits, size, dtype), key)

@@ -53,6 +53,8 @@ def measure(compressor: Compressor, x, trials: int = 10, key: Key | None = None)
     >>> m.nmse, m.bits_per_coordinate
     (0.0, 32.0)
     """
+    if not isinstance(compressor, Compressor):
+        raise TypeError(f"compressor must be a Compressor, got {compressor!r}")
     x = vector(x)
     largest = check_finite(x)
     if trials < 2:
@@ -92,7 +94,7 @@ def _bias(compressor, x, exact, shift, norm2, total, squares, key) -> tuple[floa
     """Mean over pairs of <e_s, e_t> / ||x||^2, and its jackknife standard error, errors drawn again one by one."""
     n = len(squares)
     sum2 = float(total @ total) / norm2
-    estimate = (sum2 - squares.sum()) / (n * (n - 1))
+    estimate = float((sum2 - squares.sum()) / (n * (n - 1)))
     if n < 3:
         return estimate, math.nan
     left_out = np.empty(n)

@@ -128,7 +128,7 @@ class StandardDithering(_Dithering, Unbiased):
     def __post_init__(self):
         self._check(most=32767)
         if self.block is not None:
-            settle(self, "block", positive_int(self.block, "block", 1024))
+            settle(self, "block", positive_int(self.block, "block"))
             if self.block % 1024:
                 raise ValueError(f"block must be a multiple of 1024, got {self.block}")
 

@@ -104,6 +104,8 @@ class Sparsifier(Unbiased):
 
 
 def _checked_k(k) -> int | float:
+    if not isinstance(k, (int, float, np.number)):
+        raise TypeError(f"k must be a count or a fraction in (0, 1), got {k!r}")
     if not isinstance(k, (float, np.floating)):
         return positive_int(k, "k")
     if not 0 < k < 1:

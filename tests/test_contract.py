@@ -2,13 +2,15 @@
 
 import math
 import tracemalloc
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from conftest import families
 
 import compress
-from compress.compressor import Compressor, Contractive, Unbiased, name_of
+from compress import kernels
+from compress.compressor import Compressor, Contractive, Unbiased, add_or_store, check_finite, name_of
 
 CATALOGUE = compress.catalogue()
 KEY = compress.Key(12345).at(3).worker(1)
@@ -430,3 +432,47 @@ def test_measure():
         compress.measure(compress.Identity(), np.zeros(3))
     with pytest.raises(ValueError, match="trials"):
         compress.measure(compress.Identity(), x, trials=1)
+
+
+def test_a_class_of_ones_own_works_everywhere():
+    """The example in compressor.py's docstring, filled in."""
+
+    @dataclass(frozen=True)
+    class BernoulliSign(Unbiased):
+        def omega(self, d):
+            return math.sqrt(d) - 1
+
+        def bits(self, d, dtype=np.float32):
+            return 2 * d + 64
+
+        def _encode(self, x, key, out):
+            m = math.sqrt(float(x.astype(float) @ x)) * check_finite(x) ** 0
+            payload = kernels.buffer(-(-self.bits(x.size) // 8), out)
+            random = np.random.Generator(np.random.Philox(key=key.word)).random(x.size)
+            payload[:8] = np.frombuffer(np.float64(m).tobytes(), np.uint8)
+            kept = np.packbits(np.concatenate([random * m < np.abs(x), x < 0]))
+            payload[8:] = kept
+            return payload, self.bits(x.size)
+
+        def _decode(self, message, key, out, weight, add):
+            m = np.frombuffer(message.payload[:8].tobytes())[0]
+            kept, minus = np.unpackbits(message.payload[8:])[: 2 * message.size].reshape(2, -1)
+            add_or_store(m * kept * (1.0 - 2.0 * minus), out, weight, add)
+
+    x, C = families(200)["gaussian"], BernoulliSign()
+    for made in (C, compress.Scaled(C), compress.Rotated(C), compress.Induced(compress.TopK(0.1), C)):
+        found = compress.measure(made, x, trials=100)
+        bound = made.omega(200) if isinstance(made, Unbiased) else made.alpha(200)
+        assert found.nmse <= bound + 4 * found.nmse_se
+    with pytest.raises(ValueError, match="NaN"):
+        C.encode(np.full(3, np.nan), KEY)
+
+
+def test_a_wrong_length_is_found_where_it_is_made():
+    class Liar(compress.Identity):
+        def _encode(self, x, key, out):
+            payload, bits = super()._encode(x, key, out)
+            return payload, bits - 8
+
+    with pytest.raises(AssertionError, match="says 88 bits and sends 12 bytes"):
+        Liar().encode(np.ones(3, np.float32), KEY)

@@ -89,5 +89,15 @@ def test_compressors_of_others_have_no_frame():
     class Mine(compress.Identity):
         pass
 
-    with pytest.raises(ValueError, match="not of this package"):
-        compress.dumps(np.ones(3), Mine(), Key(0))
+    class RandK(compress.RandK):
+        """Of the same name as one that a reader would take for it."""
+
+    for C in (Mine(), RandK(1), compress.Scaled(Mine()), compress.Induced(compress.TopK(1), RandK(1))):
+        with pytest.raises(ValueError, match="not of this package"):
+            compress.dumps(np.ones(3), C, Key(0))
+
+
+@pytest.mark.parametrize("blob", [7, 10**12, "a path", None])
+def test_a_frame_is_bytes(blob):
+    with pytest.raises(TypeError, match="a frame is bytes"):
+        compress.loads(blob)

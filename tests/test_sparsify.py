@@ -23,7 +23,7 @@ def test_k_is_a_count_or_a_fraction(family):
         with pytest.raises(ValueError, match=r"\bk must be .*" + str(k).replace("-", "\\-")):
             family(k)
     for k in (True, "3", None):
-        with pytest.raises(TypeError, match="k must be an integer"):
+        with pytest.raises(TypeError, match="k must be"):
             family(k)
     with pytest.raises(ValueError, match="k = 11 of a vector of 10 coordinates"):
         family(11).encode(normal(10), KEY)
