@@ -55,36 +55,13 @@ class Scaled(Carrier, Contractive):
         return [cls(RandK(0.1)), cls(StandardDithering(1))]
 
 
-class _Pair:
-    """Payloads of two parts, one behind the other; a u32 in front gives the first's length where it varies."""
-
-    def _join(self, first: Message, second: Message, prefix: bool, out) -> tuple[np.ndarray, int]:
-        head = 4 if prefix else 0
-        split = head + first.payload.nbytes
-        payload = kernels.buffer(split + second.payload.nbytes, out)
-        if prefix:
-            payload[:4] = np.frombuffer(first.payload.nbytes.to_bytes(4, "little"), np.uint8)
-        payload[head:split] = first.payload
-        payload[split:] = second.payload
-        return payload, 8 * split + second.bits
-
-    def _split(self, payload: np.ndarray, fixed: int | None) -> tuple[np.ndarray, np.ndarray]:
-        head, length = 0, fixed
-        if length is None:
-            if payload.size < 4:
-                raise ValueError(f"{type(self).__name__}: payload of {payload.size} bytes has no length in front")
-            head, length = 4, int.from_bytes(payload[:4].tobytes(), "little")
-        if head + length > payload.size:
-            raise ValueError(f"{type(self).__name__}: first part of {length} bytes in a payload of {payload.size}")
-        return payload[head : head + length], payload[head + length :]
-
-
 @dataclass(frozen=True)
-class Induced(_Pair, Unbiased):
+class Induced(Unbiased):
     """C(x) = B(x) + U(x - B(x)): an unbiased compressor made of a contractive B and an unbiased U on the rest.
 
     omega = alpha_B omega_U: E ||C(x) - x||^2 <= omega_U E ||x - B(x)||^2. Horvath, Richtarik, "A better alternative
-    to error feedback", ICLR 2021, theorem 3. The message is B's, then U's.
+    to error feedback", ICLR 2021, theorem 3. The message is B's, then U's; where the length of B's varies, 32 bits in
+    front say how many bytes it has.
 
     >>> import compress
     >>> Induced(compress.TopK(1), compress.RandK(2)).omega(4)
@@ -106,6 +83,10 @@ class Induced(_Pair, Unbiased):
     def exact(self):
         return self.biased.exact and self.unbiased.exact
 
+    def _start(self) -> int:
+        """Bytes in front of the first part."""
+        return 0 if self.biased.fixed_length else 4
+
     def omega(self, d: int) -> float:
         return self.biased.alpha(d) * self.unbiased.omega(d)
 
@@ -113,8 +94,7 @@ class Induced(_Pair, Unbiased):
         """B's bits rounded up to a byte, U's bits, and 32 for the length of B's where that varies."""
         if d == 0:
             return 0
-        prefix = 32 * (not self.biased.fixed_length)
-        return prefix + -(-self.biased.bits(d, dtype) // 8) * 8 + self.unbiased.bits(d, dtype)
+        return 8 * self._start() + -(-self.biased.bits(d, dtype) // 8) * 8 + self.unbiased.bits(d, dtype)
 
     def _encode(self, x, key, out):
         first = self.biased.encode(x, key.fold(_FIRST))
@@ -122,15 +102,32 @@ class Induced(_Pair, Unbiased):
         self.biased.decode_add(first, key.fold(_FIRST), rest)
         np.negative(rest, out=rest)
         second = self.unbiased.encode(rest, key.fold(_SECOND))
-        return self._join(first, second, not self.biased.fixed_length, out)
+        start = self._start()
+        split = start + first.payload.nbytes
+        payload = kernels.buffer(split + second.payload.nbytes, out)
+        payload[:start] = np.frombuffer(first.payload.nbytes.to_bytes(4, "little"), np.uint8)[:start]
+        payload[start:split] = first.payload
+        payload[split:] = second.payload
+        return payload, 8 * split + second.bits
 
     def _decode(self, message, key, out, weight, add):
-        fixed = -(-self.biased.bits(message.size, message.dtype) // 8) if self.biased.fixed_length else None
-        first, second = self._split(message.payload, fixed)
+        payload, start = message.payload, self._start()
+        if payload.size < start:
+            raise ValueError(f"Induced: payload of {payload.size} bytes has no length in front")
+        if self.biased.fixed_length:
+            length = -(-self.biased.bits(message.size, message.dtype) // 8)
+        else:
+            length = int.from_bytes(payload[:start].tobytes(), "little")
+        split = start + length
+        if split > payload.size:
+            raise ValueError(f"Induced: first part of {length} bytes in a payload of {payload.size}")
         if not add:
             out[...] = 0
-        for part, payload, word in ((self.biased, first, _FIRST), (self.unbiased, second, _SECOND)):
-            part.decode_add(message._replace(payload=payload), key.fold(word), out, weight)
+        for part, bytes_, word in (
+            (self.biased, payload[start:split], _FIRST),
+            (self.unbiased, payload[split:], _SECOND),
+        ):
+            part.decode_add(message._replace(payload=bytes_), key.fold(word), out, weight)
 
     @classmethod
     def examples(cls):

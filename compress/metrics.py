@@ -67,14 +67,20 @@ def measure(compressor: Compressor, x, trials: int = 10, key: Key | None = None)
     key = Key(0).worker(0) if key is None else key
     if key.worker_index is None:
         key = key.worker(0)
+
+    def draw(t):
+        """(bits, error) of trial t; drawn again rather than kept, since all of them may not fit in memory."""
+        message = compressor.encode(x, key.fold(t))
+        return message.bits, np.ldexp(compressor.decode(message, key.fold(t)).astype(np.float64), shift) - exact
+
     total = np.zeros_like(exact)
     squares, lengths = np.empty(trials), np.empty(trials)
     for t in range(trials):
-        message = compressor.encode(x, key.fold(t))
-        error = np.ldexp(compressor.decode(message, key.fold(t)).astype(np.float64), shift) - exact
-        squares[t], lengths[t] = error @ error / norm2, message.bits
+        lengths[t], error = draw(t)
+        squares[t] = error @ error / norm2
         total += error
-    bias, bias_se = _bias(compressor, x, exact, shift, norm2, total, squares, key)
+    overlaps = np.array([total @ draw(t)[1] for t in range(trials)]) / norm2
+    bias, bias_se = _bias(float(total @ total) / norm2, squares, overlaps)
     root = math.sqrt(trials)
     nmse, bits = float(squares.mean()), float(lengths.mean())
     return Measurement(
@@ -90,16 +96,14 @@ def measure(compressor: Compressor, x, trials: int = 10, key: Key | None = None)
     )
 
 
-def _bias(compressor, x, exact, shift, norm2, total, squares, key) -> tuple[float, float]:
-    """Mean over pairs of <e_s, e_t> / ||x||^2, and its jackknife standard error, errors drawn again one by one."""
+def _bias(sum2: float, squares: np.ndarray, overlaps: np.ndarray) -> tuple[float, float]:
+    """Mean over pairs of <e_s, e_t> / ||x||^2 and its jackknife standard error.
+
+    sum2, squares, overlaps: |sum e|^2, |e_t|^2 and <sum e, e_t>, all over ||x||^2.
+    """
     n = len(squares)
-    sum2 = float(total @ total) / norm2
     estimate = float((sum2 - squares.sum()) / (n * (n - 1)))
     if n < 3:
         return estimate, math.nan
-    left_out = np.empty(n)
-    for t in range(n):
-        error = np.ldexp(compressor(x, key.fold(t)).astype(np.float64), shift) - exact
-        without = sum2 - 2 * float(total @ error) / norm2 + squares[t]
-        left_out[t] = (without - (squares.sum() - squares[t])) / ((n - 1) * (n - 2))
+    left_out = (sum2 - 2 * overlaps + 2 * squares - squares.sum()) / ((n - 1) * (n - 2))
     return estimate, math.sqrt((n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum()))

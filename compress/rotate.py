@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import kernels
-from .compressor import Carrier, Compressor, Contractive, Unbiased, check_finite
+from .compressor import Carrier, Compressor, Contractive, Unbiased, add_or_store, check_finite
 from .quantize import ScaledSign, StandardDithering
 
 _INNER = 1
@@ -64,9 +64,7 @@ class Rotated(Carrier, Compressor):
         self.inner._decode(message, key.fold(_INNER), rotated, 1.0, False)
         kernels.of(out).rotate(rotated, rotated, key.shared.word, True)
         if add:
-            if weight != 1.0:
-                rotated *= rotated.dtype.type(weight)
-            out += rotated
+            add_or_store(rotated, out, weight, add)
 
     @classmethod
     def examples(cls):

@@ -42,8 +42,6 @@ HD u32 kashin_draw(i64 rows, i64 coordinates, i64 j, u32 n) {
 /* Where the signs of an attempt start: the frame's, and those of the two blocks of its own rotation. */
 HD u64 kashin_signs(i64 attempt, int block, u64 offset) { return ((u64)attempt << 40) + ((u64)block << 38) + offset; }
 
-HD f64 power_of_two(i64 e) { return f64_bits((u64)(e + 1023) << 52); }
-
 /* floor(log2 x), x > 0, denormals too. */
 HD i64 floor_log2(f64 x) {
   i64 shift = x < 0x1p-1022 ? 64 : 0;
@@ -52,8 +50,8 @@ HD i64 floor_log2(f64 x) {
 }
 
 /* x 2^e by two factors, each a normal number for every e that a finite x can ask for. */
-HD f32 kashin_shift_f32(f32 x, i64 e) { return x * (f32)power_of_two(e / 2) * (f32)power_of_two(e - e / 2); }
-HD f64 kashin_shift_f64(f64 x, i64 e) { return x * power_of_two(e / 2) * power_of_two(e - e / 2); }
+HD f32 kashin_shift_f32(f32 x, i64 e) { return x * (f32)power_f64((i32)(e / 2)) * (f32)power_f64((i32)(e - e / 2)); }
+HD f64 kashin_shift_f64(f64 x, i64 e) { return x * power_f64((i32)(e / 2)) * power_f64((i32)(e - e / 2)); }
 
 /* The level: 16 significant bits, rounded up. */
 HD f64 kashin_round_up(f64 level) { return f64_bits((bits_f64(level) + 0x1fffffffffull) & ~0x1fffffffffull); }

@@ -45,6 +45,10 @@ HD f64 f64_bits(u64 b) {
   return x;
 }
 
+/* 2^exponent, a normal number. */
+HD f32 power_f32(i32 exponent) { return f32_bits((u32)(exponent + 127) << 23); }
+HD f64 power_f64(i32 exponent) { return f64_bits((u64)(exponent + 1023) << 52); }
+
 HD i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 
 #endif

@@ -69,7 +69,6 @@ GRID_FORMULAS(f64, f64)
 /* Natural rounding of a = |x| inv to 0 (code 0) or 2^(least + q - 1) (code q >= 1): exponent and mantissa of a
    float are already a fixed-point number whose integer part is the exponent. */
 #define NATURAL_FORMULAS(REAL, BITS, SUFFIX, MANTISSA, BIAS)                                                           \
-  HD REAL power_##SUFFIX(i32 exponent) { return SUFFIX##_bits((BITS)(exponent + BIAS) << MANTISSA); }                  \
   HD REAL natural_magnitude_##SUFFIX(REAL x, REAL inv) { return (x < 0 ? -x : x) * inv; }                              \
   HD i32 natural_linear_##SUFFIX(REAL a, i32 least) { return least > 1 - BIAS && a < power_##SUFFIX(least); }          \
   HD u32 natural_sum_##SUFFIX(REAL x, REAL inv, i32 least, u32 random16) {                                             \

@@ -33,35 +33,37 @@ cdef inline f64 fold_lanes(f64* lane) noexcept nogil:
     return lane[0]
 
 
-cdef inline f64 sum_leaf(const real* x, i64 n, Term term) noexcept nogil:
-    """n <= REDUCE_LEAF elements: lanes first, then the lanes in halves."""
+cdef inline void add_row(f64* lane, const real* x, i64 n, Term term) noexcept nogil:
+    cdef i64 i
+    if term == SQUARE:
+        for i in range(n):
+            lane[i] += term_square(<f64>x[i])
+    elif term == ABS:
+        for i in range(n):
+            lane[i] += term_abs(<f64>x[i])
+    else:
+        for i in range(n):
+            lane[i] += term_self(<f64>x[i])
+
+
+cdef inline f64 sum_rows(const real* x, i64 n, Term term) noexcept nogil:
     cdef f64 lane[32]
-    cdef i64 row, i
+    cdef i64 row = 0, i
     for i in range(REDUCE_LANES):
         lane[i] = 0
-    row = 0
-    if term == SQUARE:
-        while row + REDUCE_LANES <= n:
-            for i in range(REDUCE_LANES):
-                lane[i] += term_square(<f64>x[row + i])
-            row += REDUCE_LANES
-        for i in range(n - row):
-            lane[i] += term_square(<f64>x[row + i])
-    elif term == ABS:
-        while row + REDUCE_LANES <= n:
-            for i in range(REDUCE_LANES):
-                lane[i] += term_abs(<f64>x[row + i])
-            row += REDUCE_LANES
-        for i in range(n - row):
-            lane[i] += term_abs(<f64>x[row + i])
-    else:
-        while row + REDUCE_LANES <= n:
-            for i in range(REDUCE_LANES):
-                lane[i] += term_self(<f64>x[row + i])
-            row += REDUCE_LANES
-        for i in range(n - row):
-            lane[i] += term_self(<f64>x[row + i])
+    while row + REDUCE_LANES <= n:
+        add_row(lane, x + row, REDUCE_LANES, term)
+        row += REDUCE_LANES
+    add_row(lane, x + row, n - row, term)
     return fold_lanes(lane)
+
+
+cdef inline f64 sum_leaf(const real* x, i64 n, Term term) noexcept nogil:
+    """n <= REDUCE_LEAF elements: lanes first, then the lanes in halves. The term is a constant in every call, so
+    that no row asks for it and the lanes stay in registers."""
+    if term == SQUARE:
+        return sum_rows(x, n, SQUARE)
+    return sum_rows(x, n, ABS) if term == ABS else sum_rows(x, n, SELF)
 
 
 cdef f64 sum_terms(const real* x, i64 n, Term term) noexcept nogil:
