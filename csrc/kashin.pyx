@@ -347,13 +347,13 @@ cdef i64 decode_frames(Workspace* w, const u8* codes, const u8* words, const u64
                        i32 levels, u64 frame_key, i64 total, real* x) noexcept nogil:
     cdef u32 code[KASHIN_LARGEST + CODE_BUFFER]
     cdef int width = code_width(levels), n
-    cdef i64 run, frame, rows, frames = 0, held = 0, used = 0, done = 0
+    cdef i64 run, _frame, rows, frames = 0, held = 0, used = 0, done = 0
     cdef u32 word
     for run in range(runs):
         set_frame(&w.frame, <i64>layout[3 * run + 1], <i64>layout[3 * run + 2], data, 0, 0)
         rows = w.frame.rows
         data += rows // 32
-        for frame in range(<i64>layout[3 * run]):
+        for _frame in range(<i64>layout[3 * run]):
             if used == held:
                 used = held = 0
                 while held < rows:

@@ -187,7 +187,8 @@ cdef int need_scales(View scales, i64 offset, i64 count, int wire, str name) exc
     if wire != 4 and wire != 8:
         raise ValueError(f"wire must be 4 or 8 bytes, got {wire}")
     if count < 0 or count > scales.n // wire or offset < 0 or offset > scales.n - count * wire:
-        raise ValueError(f"{name} has {scales.n} bytes, {count} scales of {wire} bytes from byte {offset} on are needed")
+        raise ValueError(f"{name} has {scales.n} bytes, {count} scales of {wire} bytes "
+                         f"from byte {offset} on are needed")
     return 0
 
 

@@ -48,7 +48,7 @@ cdef inline u8 reaches(real x, u64 threshold) noexcept nogil:
 
 
 cdef u64 kth_magnitude(const real* value, i64 n, i64 k, i64* ties) noexcept nogil:
-    """The k-th largest magnitude, and how many of the k have exactly it. Radix selection, 12 bits of the range a pass."""
+    """The k-th largest magnitude, and how many of the k have exactly it. Radix selection, 12 bits a pass."""
     cdef u32 histogram[4096]
     cdef u64 low = ~<u64>0, high = 0, above, span, bucket
     cdef int shift
@@ -170,7 +170,7 @@ cdef int select_largest(const real* x, i64 n, i64 k, u32* out) noexcept nogil:
 def topk(x, indices) -> None:
     """indices (u32, length k, 1 <= k <= d): the places of the k largest |x|, ascending; ties go to the lowest.
 
-    x is finite. Extra memory: while k <= d/8, (4 + itemsize) bytes for each of 2k + d/32 + 8192 candidates; above, none.
+    x is finite. Extra memory: (4 + itemsize) bytes for each of 2k + d/32 + 8192 candidates while k <= d/8, then none.
     """
     cdef View v = view(x, b"fd")
     cdef View o = view(indices, b"I", True)
