@@ -40,6 +40,11 @@ def sweep():
         "PermK": [c.PermK(n) for n in (2, 4, 16, 64, 256)],
         "Bernoulli": [c.Bernoulli(p) for p in FRACTIONS],
         "TopK": [c.TopK(k) for k in FRACTIONS],
+        "ChunkTopK": [
+            *(c.ChunkTopK(4096, k) for k in (4, 16, 64, 256, 1024)),
+            *(c.ChunkTopK(4096, 64, bits) for bits in (1, 4, None)),
+        ],
+        "DCT": [c.DCT(c.ChunkTopK(4096, k)) for k in (16, 64, 256)],
         "StandardDithering": [c.StandardDithering(*p) for p in product(LEVELS, ("l2", "linf"), (None, 1024))],
         "NaturalDithering": [c.NaturalDithering(*p) for p in product((1, 3, 7, 15), ("l2", "linf"))],
         "Rotated": [

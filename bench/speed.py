@@ -10,7 +10,7 @@ with AVX-512; a miss is printed and not raised, since another machine has other 
 import os
 import tracemalloc
 from fnmatch import fnmatchcase
-from math import lgamma, log
+from math import comb, lgamma, log, log2
 from statistics import median
 from time import perf_counter
 
@@ -40,6 +40,12 @@ BARS = [
     ("Top-K, 1%", "2^24", "x np.argpartition", ">=", 30),  # NumPy 2 selects with AVX-512, ten times faster than before
     ("RandK(0.01).encode", "2^24", "ms", "<=", 3),
     ("Rice code of indices, 1%", "2^20 2^24", "% over entropy", "<=", 0.5),
+    ("Chunk Top-K, 64 of 4096", "2^20", "GB/s", ">=", 6),
+    ("subset records, 64 of 4096", "2^20 2^24", "% over entropy", "<=", 0.5),
+    ("ChunkTopK(4096).encode", "2^20 2^24", "GB/s", ">=", 1),
+    ("ChunkTopK(4096).encode", "2^20 2^24", "bits a value", "<=", 9.6),
+    ("ChunkTopK(4096).decode", "2^20", "GB/s", ">=", 5),
+    ("cosine transform, blocks of 64", "2^20", "GB/s", ">=", 2.5),
     ("Kashin(3).encode", "2^20", "GB/s", ">=", 0.4),
     ("Kashin(3, redundancy=2).encode", "2^20", "GB/s", ">=", 0.25),
     *((f"{name}.encode", "16", "us", "<=", 10) for name in ("StandardDithering(7)", "RandK(0.01)", "ScaledSign()")),
@@ -155,10 +161,38 @@ def test_rice(race, size):
     race("Rice code of indices, 1%", size, lambda: kernels.rice_encode(indices, d, out), x, bits / d, **excess)
 
 
+@pytest.mark.parametrize("size", LARGE)
+def test_chunk_topk(race, size):
+    x = vector(size)
+    indices, topk = np.zeros(x.size // 64, np.uint32), compress.kernels.of(x).chunk_topk
+    race("Chunk Top-K, 64 of 4096", size, lambda: topk(x, 4096, 64, indices), x)
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_subsets(race, size):
+    x = vector(size)
+    kernels, indices = compress.kernels.of(x), np.zeros(x.size // 64, np.uint32)
+    kernels.chunk_topk(x, 4096, 64, indices)
+    out = np.zeros(x.size // 4096 * kernels.subset_bytes(4096, 64), np.uint8)
+    excess = {"% over entropy": lambda seconds: 100 * (8 * kernels.subset_bytes(4096, 64) / log2(comb(4096, 64)) - 1)}
+    bits = 8 * out.size / x.size
+    race(
+        "subset records, 64 of 4096", size, lambda: kernels.subset_encode(indices, 0, 4096, 64, out), x, bits, **excess
+    )
+
+
+@pytest.mark.parametrize("size", LARGE)
+def test_dct(race, size):
+    x = vector(size)
+    work, dct = x.copy(), compress.kernels.of(x).dct
+    race("cosine transform, blocks of 64", size, lambda: dct(work, work), x)
+
+
 WHOLE_CALLS = [
     compress.StandardDithering(7),
     compress.RandK(0.01),
     compress.TopK(0.01),
+    compress.ChunkTopK(),
     compress.ScaledSign(),
     compress.TernGrad(),
     compress.NaturalCompression(),
@@ -180,6 +214,8 @@ def test_encode(race, compressor, size):
     tracemalloc.stop()
     bits = 8 * message.payload.nbytes / x.size
     memory = {"buffers of d": lambda seconds: extra}
+    if isinstance(compressor, compress.ChunkTopK):
+        memory["bits a value"] = lambda seconds: message.bits / compressor.count(x.size)
     race(f"{name(compressor)}.encode", size, lambda: compressor.encode(x, KEY, out=out), x, bits, **memory)
 
 

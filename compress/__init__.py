@@ -1,5 +1,6 @@
 """compress: a vector goes in, real bytes come out, and every method counts exactly those bytes."""
 
+from .chunk import ChunkTopK
 from .combine import Composed, ErrorFeedback, Induced, Scaled
 from .compressor import Compressor, Contractive, Identity, Message, Unbiased, catalogue
 from .kashin import Kashin
@@ -9,13 +10,15 @@ from .lowrank import PowerSGD
 from .message import dumps, loads
 from .metrics import Measurement, measure
 from .quantize import NaturalCompression, NaturalDithering, ScaledSign, StandardDithering, TernGrad
-from .rotate import Rotated
+from .rotate import DCT, Rotated
 from .sparsify import Bernoulli, PermK, RandK, TopK
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DCT",
     "Bernoulli",
+    "ChunkTopK",
     "Composed",
     "Compressor",
     "Contractive",

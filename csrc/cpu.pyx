@@ -8,6 +8,9 @@ C. Lengths are 64-bit. Every entry point checks that its buffers hold what it wi
 """
 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_WRITABLE, PyObject_GetBuffer, PyBuffer_Release
+from functools import lru_cache
+from math import comb
+
 from libc.math cimport sqrt
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset, strchr
@@ -120,3 +123,6 @@ include "hadamard.pyx"
 include "kashin.pyx"
 include "select.pyx"
 include "rice.pyx"
+include "subset.pyx"
+include "chunk.pyx"
+include "dct.pyx"
