@@ -23,7 +23,7 @@ class ChunkTopK(Contractive):
     Bits. A chunk's indices are one number of ceil(log2 C(chunk, k)) bits, give or take a byte (csrc/subset.h), so the
     length is fixed and chunks decode independently; its values have 2^(value_bits-1) levels placed by a byte and, from
     2 bits on, a nibble (csrc/chunk.h). The default is 76.5 bytes a chunk, 9.56 bits a value, where SparseLoCo (Sarfi
-    et al. 2025), with the same chunks, 12-bit indices and one codebook a tensor, has 14 and three times the error.
+    et al. 2025), with the same chunks, 12-bit indices and one codebook a tensor, has 14 and 3 to 7 times the error.
     DCT(ChunkTopK(...)) is what DeMo sends (Peng, Quesnelle, Kingma 2024), with one-dimensional blocks.
 
     alpha = 1 - k/chunk where value_bits is None, and otherwise 1 - 0.85 min(k/chunk, 1/k), for every x. Proof, chunk by
@@ -37,8 +37,8 @@ class ChunkTopK(Contractive):
     alpha. A last chunk has k' <= k with k'/n >= k/chunk.
 
     One giant in a chunk of dwarfs keeps its level, and the dwarfs get the level zero. Chunks share 255 places for
-    their scales, evenly spread over the range that the message needs: on scales within 1 : 30,000 a place is never
-    3% off, on 1e-30 beside 1e30 it may be 15%.
+    their scales, evenly spread over the range that the message needs: a place is at most 3% off where the scales
+    lie within 1 : 30,000, and at most 28% with 1e-30 beside 1e30.
 
     ValueError for float64 whose max|x| lies outside [1e-140, 1e140]; value_bits=None with wire="float64" carries it.
 

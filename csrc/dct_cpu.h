@@ -1,7 +1,7 @@
 /* The cosine transform on vectors. Included once an element type, with REAL defined.
 
-   A. As many blocks at a time as a vector of 64 bytes has lanes, a lane a block, so that no operation crosses lanes and
-      a block's roundings are the same alone and in company. Compilers split the vector where registers are shorter.
+   A. As many blocks at a time as a vector has lanes, a lane a block, so that no operation crosses lanes and a block's
+      roundings are the same alone and in company, whatever the width.
    B. A batch is transposed on its way in and out; four outputs at a time share each load of an input. */
 #ifndef COMPRESS_DCT_CPU_H
 #define COMPRESS_DCT_CPU_H
@@ -11,15 +11,23 @@
 #define DCT_JOIN_(a, b) a##_##b
 #define DCT_JOIN(a, b) DCT_JOIN_(a, b)
 
+#if defined(__AVX512F__)
+enum { DCT_VECTOR = 64 };
+#elif defined(__AVX__)
+enum { DCT_VECTOR = 32 };
+#else
+enum { DCT_VECTOR = 16 };
+#endif
+
 static const f64 dct_cosines[65] = DCT_COSINES;
 #endif
 
 #define DCT(name) DCT_JOIN(name, REAL)
 #define VEC DCT(dct_vec)
-enum { DCT(DCT_LANES) = 64 / sizeof(REAL) };
+enum { DCT(DCT_LANES) = DCT_VECTOR / sizeof(REAL) };
 #define LANES DCT(DCT_LANES)
 
-typedef REAL VEC __attribute__((vector_size(64), may_alias));
+typedef REAL VEC __attribute__((vector_size(DCT_VECTOR), may_alias));
 
 /* Weights of a block of n: first, s_0, then w[i][j] row by row for n points, n/2 points, ... 2 points. */
 typedef struct {

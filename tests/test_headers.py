@@ -30,6 +30,19 @@ extern "C" __global__ void formulas(const float* x, const double* y, u32* code, 
   code[5 * e + 4] += (u32)(kashin_excess_f64(y[e], kashin_word_level(code[0])) + kashin_shift_f64(y[e], 9));
   bijection pi = bijection_of(key, 1000);
   code[5 * e] += subset_index((u32)e, pi) + mask32(e, key) + (u32)rice_bound_bits(1000, e) + rice_length(code[0]);
+  u32 sums[66];
+  f64 weights[66];
+  const f64 cosines[65] = DCT_COSINES;
+  subset_sums(2048, subset_cut(4096), 64, weights, sums);
+  subset_reader in = subset_open((const u8*)x, 59);
+  subset_writer to = {key, key, (u8*)code};
+  code[5 * e + 1] += subset_get(&in, sums, 65) + subset_get_uniform(&in, 100);
+  subset_put(&to, key, key);
+  subset_close(&to, (u8*)code + 59);
+  level_line line = {1, 2, 3};
+  chunk_levels ladder = chunk_levels_of(line, line_scale_below(line, code[0]), line_ratio_below(line, code[1]), 8);
+  code[5 * e + 2] += line_of(chunk_level(ladder, (u32)(e & 7))) + line_valid(line, y[e]) + (u32)chunk_bytes(e, 64, 2);
+  code[5 * e + 3] += line_of(dct_scale(64, 1) * dct_cosine(cosines, code[0])) + (u32)dct_block(e, 3);
 }
 """
 )
