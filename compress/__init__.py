@@ -2,6 +2,7 @@
 
 from .combine import Composed, ErrorFeedback, Induced, Scaled
 from .compressor import Compressor, Contractive, Identity, Message, Unbiased, catalogue
+from .eden import Eden
 from .kashin import Kashin
 from .kernels import asarray, backends
 from .key import Key
@@ -19,6 +20,7 @@ __all__ = [
     "Composed",
     "Compressor",
     "Contractive",
+    "Eden",
     "ErrorFeedback",
     "Identity",
     "Induced",

@@ -13,7 +13,10 @@
    C. Three symbols would waste a fifth of two bits. A trit block of n <= 1024 codes is q = ceil(n / 5)
       bytes; byte i holds codes i, i + q, i + 2q, ... as digits of base 3: 1.602 bits a code. The same rule
       serves the full block and the tail.
-   D. Words are little-endian in the payload. */
+   D. Words are little-endian in the payload.
+   E. Alphabets of L levels that are no power of two: a field is g digits of base L as one number of w <= 16 bits, and
+      fields are packed as codes are. n codes are q = ceil(n / g) fields; field i holds codes i, i + q, i + 2q, ...,
+      the first in the lowest digit. */
 #ifndef COMPRESS_PACK_H
 #define COMPRESS_PACK_H
 #include "portable.h"
@@ -42,5 +45,8 @@ HD u32 trit_digit(u32 byte, int which) {
   const u32 power[5] = {1, 3, 9, 27, 81};
   return which == 4 ? byte / 81 : byte / power[which] % 3;
 }
+
+/* floor(field / L), field < 2^16 and inverse = 1 / L: half a unit away from an integer, float32 cannot miss it. */
+HD u32 field_quotient(u32 field, f32 inverse) { return (u32)(i32)(((f32)(i32)field + 0.5f) * inverse); }
 
 #endif

@@ -22,7 +22,7 @@ ORDER = [
     ["kernels", "key"],
     ["compressor"],
     ["message", "metrics"],
-    ["quantize", "sparsify", "lowrank", "kashin"],
+    ["quantize", "sparsify", "lowrank", "kashin", "eden"],
     ["rotate", "combine"],
 ]
 RANK = {name: (row, column) for row, names in enumerate(ORDER) for column, name in enumerate(names)}

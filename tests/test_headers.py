@@ -30,6 +30,10 @@ extern "C" __global__ void formulas(const float* x, const double* y, u32* code, 
   code[5 * e + 4] += (u32)(kashin_excess_f64(y[e], kashin_word_level(code[0])) + kashin_shift_f64(y[e], 9));
   bijection pi = bijection_of(key, 1000);
   code[5 * e] += subset_index((u32)e, pi) + mask32(e, key) + (u32)rice_bound_bits(1000, e) + rice_length(code[0]);
+  i32 below = 0;
+  code[5 * e + 1] += eden_code_f32(eden_position_f32(x[e], 1.0f, 10), eden_cell(eden_alphabet_of(levels), 3, &below));
+  code[5 * e + 2] += eden_code_f64(eden_position_f64(y[e], 1.0, 10), 7) + (u32)eden_block_bytes(4096, levels);
+  code[5 * e + 3] += field_quotient(code[0], 0.2f);
 }
 """
 )
