@@ -9,7 +9,7 @@ from .key import Key
 from .lowrank import PowerSGD
 from .message import dumps, loads
 from .metrics import Measurement, measure
-from .quantize import NaturalCompression, NaturalDithering, ScaledSign, StandardDithering, TernGrad
+from .quantize import Correlated, NaturalCompression, NaturalDithering, ScaledSign, StandardDithering, TernGrad
 from .rotate import Rotated
 from .sparsify import Bernoulli, PermK, RandK, TopK
 
@@ -20,6 +20,7 @@ __all__ = [
     "Composed",
     "Compressor",
     "Contractive",
+    "Correlated",
     "Eden",
     "ErrorFeedback",
     "Identity",

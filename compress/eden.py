@@ -25,12 +25,12 @@ class Eden(Contractive):
     coordinates of a block in the one and the rest in the other (csrc/eden.h). With 32 bits of scale for a block,
     bits(d) <= (rate + 0.02) d from d = 4096 on.
 
-    scale="biased": s = <U x, Q> / ||Q||^2, the least squares. On a dense vector NMSE is that of Lloyd-Max: 0.363, 0.117,
-    0.0345, 0.0095, ... at 1, 2, 3, 4 bits, 0.219 at 1.5. For every x and every key
-    alpha = 1 - 1 / (50 n), n = min(d, 4096), says no more than that it contracts. Let v = |y_i|, q = |Q_i|: thresholds
-    and levels give q >= 0.45 where v >= 0.66, q <= 1.52 where v < 1 and q <= 1.52 v elsewhere. Coordinates with v < 0.66
-    have less than 0.44 n of sum v^2 = n, and v <= sqrt(n), so S = <y, Q> >= 0.45 * 0.56 n / sqrt(n) >= 0.25 sqrt(n),
-    and ||Q||^2 <= 1.52^2 n + 1.52 S. The error relative to ||x||^2 is 1 - S^2 / (n ||Q||^2) <= 1 - 1 / (50 n).
+    scale="biased": s = <U x, Q> / ||Q||^2, the least squares. On a dense vector NMSE is that of Lloyd-Max: 0.363,
+    0.117, 0.0345, 0.0095, ... at 1, 2, 3, 4 bits, 0.219 at 1.5. For every x and every key alpha = 1 - 1 / (50 n),
+    n = min(d, 4096), says no more than that it contracts. Let v = |y_i|, q = |Q_i|: thresholds and levels give
+    q >= 0.45 where v >= 0.66, q <= 1.52 where v < 1 and q <= 1.52 v elsewhere. Coordinates with v < 0.66 have less
+    than 0.44 n of sum v^2 = n, and v <= sqrt(n), so S = <y, Q> >= 0.45 * 0.56 n / sqrt(n) >= 0.25 sqrt(n), and
+    ||Q||^2 <= 1.52^2 n + 1.52 S. The error relative to ||x||^2 is 1 - S^2 / (n ||Q||^2) <= 1 - 1 / (50 n).
 
     scale="unbiased": s = ||x||^2 / <U x, Q>, with which E C(x) = x if U were uniform over all rotations, and NMSE is
     D / (1 - D), D that of the biased one. guarantee is "none" and alpha(d) a TypeError: signs and one Hadamard

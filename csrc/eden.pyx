@@ -13,6 +13,7 @@ cdef extern from "eden_cpu.h" nogil:
     ctypedef struct eden_book:
         eden_alphabet a
     eden_alphabet eden_alphabet_of(int)
+    i32 eden_level(eden_alphabet, i32)
     eden_split eden_split_of(i64, i64)
     i64 eden_part_bytes(i64, eden_alphabet)
     i64 eden_block_bytes(i64, i64)
@@ -269,6 +270,14 @@ def eden_alphabets() -> list:
         a = eden_alphabet_of(which)
         found.append((a.levels, a.digits, a.width))
     return found
+
+
+def eden_levels(int which) -> list:
+    """The levels of alphabet `which`, in units of the standard deviation."""
+    if not 0 <= which < EDEN_ALPHABETS:
+        raise ValueError(f"alphabets are 0 to {EDEN_ALPHABETS - 1}, got {which}")
+    cdef eden_alphabet a = eden_alphabet_of(which)
+    return [eden_level(a, code) * EDEN_UNIT for code in range(a.levels)]
 
 
 def eden_layout(i64 n, i64 rate, int wire=4) -> tuple:

@@ -87,7 +87,7 @@ static void eden_unpack(const u8* in, i64 n, eden_alphabet a, u32* code) {
   for (j = 0; j < a.digits - 1; ++j) {
     u32* restrict digit = code + j * q;
     for (i = 0; i < q; ++i) {
-      u32 rest = field_quotient(field[i], inverse);
+      u32 rest = quotient16(field[i], inverse);
       digit[i] = field[i] - rest * (u32)a.levels;
       field[i] = rest;
     }

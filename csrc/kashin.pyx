@@ -309,7 +309,7 @@ cdef i64 encode_frames(Workspace* w, const real* x, const u64* layout, i64 runs,
             i = 0
             while held - i >= PACK_BLOCK or (i < held and run == runs - 1 and frame == <i64>layout[3 * run] - 1):
                 n = <int>min(<i64>PACK_BLOCK, held - i)
-                grid_round(stage + i, n, <real>1, levels, DITHER, <u64>done, key, code)
+                grid_round(stage + i, n, <real>1, levels, DITHER, <u64>done, independent_bits(key), code)
                 pack_codes(code, n, width, codes)
                 codes += packed_block_bytes(width)
                 done += n

@@ -46,7 +46,4 @@ HD u32 trit_digit(u32 byte, int which) {
   return which == 4 ? byte / 81 : byte / power[which] % 3;
 }
 
-/* floor(field / L), field < 2^16 and inverse = 1 / L: half a unit away from an integer, float32 cannot miss it. */
-HD u32 field_quotient(u32 field, f32 inverse) { return (u32)(i32)(((f32)(i32)field + 0.5f) * inverse); }
-
 #endif
