@@ -1,8 +1,8 @@
 cdef extern from "quantize_cpu.h" nogil:
-    void grid_codes_f32(const f32*, int, f32, i32, u64, dither_bits, u32*)
-    void grid_codes_f64(const f64*, int, f64, i32, u64, dither_bits, u32*)
-    void natural_codes_f32(const f32*, int, f32, i32, u64, dither_bits, u32*)
-    void natural_codes_f64(const f64*, int, f64, i32, u64, dither_bits, u32*)
+    void grid_codes_f32(const f32*, int, f32, i32, u64, const dither_bits*, u32*)
+    void grid_codes_f64(const f64*, int, f64, i32, u64, const dither_bits*, u32*)
+    void natural_codes_f32(const f32*, int, f32, i32, u64, const dither_bits*, u32*)
+    void natural_codes_f64(const f64*, int, f64, i32, u64, const dither_bits*, u32*)
     void nearest_codes_f32(const f32*, int, f32, i32, u32*)
     void nearest_codes_f64(const f64*, int, f64, i32, u32*)
     f32 grid_value_f32(u32, i32)
@@ -20,7 +20,7 @@ ctypedef enum Rounding:
     NEAREST
 
 
-cdef inline void grid_round(const real* x, int n, real inv, i32 levels, Rounding rounding, u64 e, dither_bits d,
+cdef inline void grid_round(const real* x, int n, real inv, i32 levels, Rounding rounding, u64 e, const dither_bits* d,
                             u32* code) noexcept nogil:
     if real is f32:
         if rounding == DITHER:
@@ -34,7 +34,7 @@ cdef inline void grid_round(const real* x, int n, real inv, i32 levels, Rounding
             nearest_codes_f64(x, n, inv, levels, code)
 
 
-cdef inline void natural_round(const real* x, int n, real inv, i32 least, u64 e, dither_bits d,
+cdef inline void natural_round(const real* x, int n, real inv, i32 least, u64 e, const dither_bits* d,
                                u32* code) noexcept nogil:
     if real is f32:
         natural_codes_f32(x, n, inv, least, e, d, code)
@@ -76,7 +76,7 @@ cdef inline f64 float_up(f64 x) noexcept nogil:
 
 
 cdef inline void quantize_block(const real* x, int n, f64 scale, i32 levels, Alphabet alphabet, Rounding rounding,
-                                u64 e, dither_bits d, u32* code) noexcept nogil:
+                                u64 e, const dither_bits* d, u32* code) noexcept nogil:
     if alphabet == GRID:
         grid_round(x, n, <real>((levels - 1) / (2 * scale) if scale > 0 else 0), levels, rounding, e, d, code)
     else:
@@ -101,11 +101,11 @@ cdef void quantize_blocks(const real* x, i64 n, const u8* scales, int wire, i64 
         if workers and start % PLACES_GROUP == 0:
             d = correlated_bits(key, shared, worker, workers, start)
         if factor == 1:
-            quantize_block(x + start, m, scale, levels, alphabet, rounding, start, d, code)
+            quantize_block(x + start, m, scale, levels, alphabet, rounding, start, &d, code)
         else:
             for i in range(m):
                 moved[i] = x[start + i] * factor
-            quantize_block[f64](moved, m, scale * factor, levels, alphabet, rounding, start, d, code)
+            quantize_block[f64](moved, m, scale * factor, levels, alphabet, rounding, start, &d, code)
         pack_codes(code, m, width, out + index * packed_block_bytes(width))
 
 
@@ -293,13 +293,14 @@ def unpack_scale(data, scales, i64 offset, int wire, i64 block, i32 levels, f64 
 
 
 cdef void power_blocks(const real* x, i64 n, u64 key, u8* exponent, u8* sign) noexcept nogil:
+    cdef dither_bits d = independent_bits(key)
     cdef u32 code[CODE_BUFFER]
     cdef int m, i
     cdef i64 index, start
     for index in range(ceil_div(n, PACK_BLOCK)):
         start = index * PACK_BLOCK
         m = <int>min(<i64>PACK_BLOCK, n - start)
-        natural_round(x + start, m, <real>1, -126, start, independent_bits(key), code)
+        natural_round(x + start, m, <real>1, -126, start, &d, code)
         for i in range(m):
             exponent[start + i] = <u8>code[i]
         for i in range(m):
