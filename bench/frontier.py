@@ -52,6 +52,8 @@ def sweep():
             *(c.Rotated(c.StandardDithering(s, "linf", 1024)) for s in LEVELS),
         ],
         "Kashin": [c.Kashin(L, r) for r in (1.1, 1.25, 1.5, 2.0) for L in (2, 3, 4, 8, 16, 64, 256)],
+        "Eden": [c.Eden(b, scale) for scale in ("biased", "unbiased") for b in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)],
+        "Correlated": [c.Correlated(c.StandardDithering(s, "linf", 1024), 16) for s in (1, 3, 7, 15)],
         "PowerSGD": [c.PowerSGD(r) for r in (1, 4, 16, 64)],
         "Scaled": [c.Scaled(inner) for inner in (c.RandK(0.1), c.TernGrad(), c.Kashin(2), c.Kashin(3), c.Kashin(16))],
         "Induced": [c.Induced(c.TopK(k), c.RandK(k)) for k in (0.003, 0.01, 0.03, 0.1)],

@@ -48,6 +48,8 @@ BARS = [
     ("cosine transform, blocks of 64", "2^20", "GB/s", ">=", 2.5),
     ("Kashin(3).encode", "2^20", "GB/s", ">=", 0.4),
     ("Kashin(3, redundancy=2).encode", "2^20", "GB/s", ">=", 0.25),
+    *((f"Eden({rate}).{call}", "2^20", "GB/s", ">=", 2.5) for rate in (1, 2.5, 4, 8) for call in ("encode", "decode")),
+    ("Correlated(StandardDithering(7), workers=16).encode", "2^20", "GB/s", ">=", 2),
     *((f"{name}.encode", "16", "us", "<=", 10) for name in ("StandardDithering(7)", "RandK(0.01)", "ScaledSign()")),
     ("*.encode", "2^20 2^24", "buffers of d", "<=", 1.01),
 ]
@@ -199,6 +201,8 @@ WHOLE_CALLS = [
     compress.Rotated(compress.TernGrad()),
     compress.Kashin(3),
     compress.Kashin(3, 2.0),
+    *(compress.Eden(rate) for rate in (1, 2.5, 4, 8)),
+    compress.Correlated(compress.StandardDithering(7), 16),
 ]
 
 

@@ -3,13 +3,14 @@
 from .chunk import ChunkTopK
 from .combine import Composed, ErrorFeedback, Induced, Scaled
 from .compressor import Compressor, Contractive, Identity, Message, Unbiased, catalogue
+from .eden import Eden
 from .kashin import Kashin
 from .kernels import asarray, backends
 from .key import Key
 from .lowrank import PowerSGD
 from .message import dumps, loads
 from .metrics import Measurement, measure
-from .quantize import NaturalCompression, NaturalDithering, ScaledSign, StandardDithering, TernGrad
+from .quantize import Correlated, NaturalCompression, NaturalDithering, ScaledSign, StandardDithering, TernGrad
 from .rotate import DCT, Rotated
 from .sparsify import Bernoulli, PermK, RandK, TopK
 
@@ -22,6 +23,8 @@ __all__ = [
     "Composed",
     "Compressor",
     "Contractive",
+    "Correlated",
+    "Eden",
     "ErrorFeedback",
     "Identity",
     "Induced",

@@ -18,6 +18,7 @@ import numpy as np
 from . import kernels
 from ._cpu import kernels as _shapes
 from .compressor import (
+    Carrier,
     Contractive,
     Unbiased,
     add_or_store,
@@ -59,7 +60,8 @@ class _Scaled:
         """(byte offset of the scales, block, wire bytes)."""
         return -(-levels_bits(d, self._points) // 8), self._block(d), wire_bytes(self.wire)
 
-    def _encode(self, x, key, out):
+    def _encode(self, x, key, out, correlated=()):
+        """correlated: (shared word, worker, workers) where the dither is."""
         k, d = kernels.of(x), x.size
         offset, block, wire = self._layout(d)
         payload = kernels.buffer(offset + -(-d // block) * wire, out)
@@ -69,7 +71,8 @@ class _Scaled:
             what = "float32" if status == 2 else "float64"
             hint = "; wire='float64' carries it" if status == 2 and x.itemsize == 8 else ""
             raise ValueError(f"the scale of x (max|x| = {k.max_abs(x):g}) leaves {what}'s range{hint}")
-        k.quantize_pack(x, payload, offset, wire, block, self._points, key.word, payload, self._nearest, self._natural)
+        points, how = self._points, (self._nearest, self._natural, *correlated)
+        k.quantize_pack(x, payload, offset, wire, block, points, key.word, payload, *how)
         return payload, self.bits(d)
 
     def _decode(self, message, key, out, weight, add):
@@ -166,6 +169,58 @@ class TernGrad(_Scaled, Unbiased):
 
     def omega(self, d: int) -> float:
         return max(0.0, (math.sqrt(d) - 1) / 2)
+
+
+@dataclass(frozen=True)
+class Correlated(Carrier, Unbiased):
+    """C_i(x) = C_inner(x) for worker i of n, with a dither that is correlated across workers: the same bits.
+
+    `inner` is StandardDithering or TernGrad. What one worker sends has exactly the law of C_inner, so omega is that
+    of `inner` and C_i(x_i) unbiased; but where one worker happens to round up others tend to round down, and the error
+    of the mean (1/n) sum C_i(x_i) is smaller: at most that of independent workers for any x_1, ..., x_n, since
+    Cov(C_i(x), C_j(y)) <= 0 for i != j, coordinate by coordinate (csrc/philox.h, D; to n 2^-16 where n is no power of
+    two). Measured at n = 16, norm "linf": 0.06-0.07 of it where the x_i are equal, 0.13 / 0.25 / 0.44 at 1 / 3 / 7
+    levels where they differ by a tenth, half where they have nothing in common. With norm "l2" and few levels most
+    coordinates are rarely sent at all, and it gains little.
+
+    Suresh, Sun, Ro, Yu, "Correlated quantization for distributed mean estimation and optimization", ICML 2022; here
+    all n workers share 16 random bits a coordinate and a permutation of the workers every 4096 coordinates, in place of
+    a permutation for each.
+
+    The natural quantisers are left out: they round magnitudes, and of workers with opposite signs the errors would
+    add up. ValueError where the key names no worker, or one that is not below `workers` (2 to 1024).
+
+    >>> import numpy as np, compress
+    >>> x, key = np.random.default_rng(0).standard_normal(10_000), compress.Key(0)
+    >>> one, all16 = TernGrad(), Correlated(TernGrad(), 16)
+    >>> errors = [sum(C(x, key.worker(i)) - x for i in range(16)) / 16 for C in (one, all16)]
+    >>> round(float(np.sum(errors[1] ** 2) / np.sum(errors[0] ** 2)), 2)
+    0.07
+    """
+
+    inner: StandardDithering | TernGrad
+    workers: int
+
+    def __post_init__(self):
+        if not isinstance(self.inner, (StandardDithering, TernGrad)):
+            raise TypeError(f"inner must be StandardDithering or TernGrad, got {self.inner!r}")
+        settle(self, "workers", positive_int(self.workers, "workers", 2, 1024))
+
+    def omega(self, d: int) -> float:
+        return self.inner.omega(d)
+
+    def _encode(self, x, key, out):
+        worker = key.worker_index
+        if worker is None or worker >= self.workers:
+            raise ValueError(f"Correlated needs a key of one of {self.workers} workers, got {key!r}")
+        return self.inner._encode(x, key, out, (key.shared.word, worker, self.workers))
+
+    def _decode(self, message, key, out, weight, add):
+        self.inner._decode(message, key, out, weight, add)
+
+    @classmethod
+    def examples(cls):
+        return [cls(StandardDithering(1, norm="linf"), 16), cls(TernGrad(), 10)]
 
 
 @dataclass(frozen=True)

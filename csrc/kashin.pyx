@@ -284,6 +284,7 @@ def kashin_synthesis(a, x, words, i64 rows, i64 coordinates, data, u64 key) -> N
 
 cdef i64 encode_frames(Workspace* w, const real* x, const u64* layout, i64 runs, const u32* data, f64 limit,
                        i64 steps, i32 levels, u64 frame_key, u64 key, u8* codes, u8* words) noexcept nogil:
+    cdef dither_bits d = independent_bits(key)
     cdef u32 code[CODE_BUFFER]
     cdef real* stage = <real*>w.stage
     cdef const real* a = <const real*>w.a
@@ -309,7 +310,7 @@ cdef i64 encode_frames(Workspace* w, const real* x, const u64* layout, i64 runs,
             i = 0
             while held - i >= PACK_BLOCK or (i < held and run == runs - 1 and frame == <i64>layout[3 * run] - 1):
                 n = <int>min(<i64>PACK_BLOCK, held - i)
-                grid_round(stage + i, n, <real>1, levels, DITHER, <u64>done, key, code)
+                grid_round(stage + i, n, <real>1, levels, DITHER, <u64>done, &d, code)
                 pack_codes(code, n, width, codes)
                 codes += packed_block_bytes(width)
                 done += n

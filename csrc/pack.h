@@ -13,7 +13,10 @@
    C. Three symbols would waste a fifth of two bits. A trit block of n <= 1024 codes is q = ceil(n / 5)
       bytes; byte i holds codes i, i + q, i + 2q, ... as digits of base 3: 1.602 bits a code. The same rule
       serves the full block and the tail.
-   D. Words are little-endian in the payload. */
+   D. Words are little-endian in the payload.
+   E. Alphabets of L levels that are no power of two: a field is g digits of base L as one number of w <= 16 bits, and
+      fields are packed as codes are. n codes are q = ceil(n / g) fields; field i holds codes i, i + q, i + 2q, ...,
+      the first in the lowest digit. */
 #ifndef COMPRESS_PACK_H
 #define COMPRESS_PACK_H
 #include "portable.h"

@@ -80,17 +80,35 @@ static void pack_string(const u32* code, int n, int width, u8* out) {
   int bits = 0, i;
   for (i = 0; i < n; ++i) {
     held |= (u64)code[i] << bits;
-    for (bits += width; bits >= 8; bits -= 8, held >>= 8) *out++ = (u8)held;
+    bits += width;
+    if (bits >= 32) {
+      const u32 word = (u32)held;
+      memcpy(out, &word, 4);
+      out += 4;
+      held >>= 32;
+      bits -= 32;
+    }
   }
-  if (bits) *out = (u8)held;
+  for (; bits > 0; bits -= 8, held >>= 8) *out++ = (u8)held;
 }
 
 static void unpack_string(const u8* in, int n, int width, u32* code) {
+  const u8* end = in + (n * width + 7) / 8;
+  const u32 mask = (1u << width) - 1;
   u64 held = 0;
+  u32 word;
   int bits = 0, i;
   for (i = 0; i < n; ++i) {
-    for (; bits < width; bits += 8) held |= (u64)*in++ << bits;
-    code[i] = (u32)held & ((1u << width) - 1);
+    if (bits < width) {
+      if (end - in >= 4) {
+        memcpy(&word, in, 4);
+        held |= (u64)word << bits;
+        in += 4;
+        bits += 32;
+      } else
+        for (; bits < width; bits += 8) held |= (u64)*in++ << bits;
+    }
+    code[i] = (u32)held & mask;
     held >>= width;
     bits -= width;
   }

@@ -5,7 +5,16 @@
    B. Rounding takes 16 bits a coordinate. Coordinate e reads call dither_call(e), word dither_word(e),
       half dither_half(e): 256 coordinates (8 rows of 32 lanes) share 32 calls, so a row of 32
       neighbours reads one word of 32 neighbouring calls, without a shuffle on any machine.
-   C. A tie of those 16 bits (one in 65,536) is decided by 32 bits of its own stream. */
+   C. A tie of those 16 bits (one in 65,536) is decided by 32 bits of its own stream.
+   D. Correlated dither (Suresh, Sun, Ro, Yu, "Correlated quantization for distributed mean estimation and
+      optimization", ICML 2022) takes other 16 bits, so that n workers never round the same way by chance. [0, 2^16)
+      is cut into n strata; every coordinate has a shared draw, uniform on [0, 2^16), and every worker moves it by
+      whole strata, as many as its place in a permutation that changes every 4096 coordinates, then at random
+      within the stratum. For given places and own bits that is a bijection of the shared draw, so the bits of
+      one worker are exactly uniform, whatever n is. Two workers are in different strata, every two equally
+      often: of two events "at least t", the strata that both may fall in are ordered alike, so by Chebyshev's
+      inequality they are negatively correlated (to n 2^-16 where n is no power of two), and the error of a mean is
+      never larger than with independent bits. Ties draw their further bits independently. */
 #ifndef COMPRESS_PHILOX_H
 #define COMPRESS_PHILOX_H
 #include "portable.h"
@@ -18,8 +27,12 @@ enum {
   STREAM_SELECT = 4,
   STREAM_MASK = 5,
   STREAM_UNIFORM = 6,
-  STREAM_DERIVE = 7
+  STREAM_DERIVE = 7,
+  STREAM_SHARED = 8,
+  STREAM_PLACES = 9
 };
+
+enum { PLACES_GROUP = 4096, MOST_WORKERS = 1024 };
 
 #define PHILOX_M0 0xD2511F53u
 #define PHILOX_M1 0xCD9E8D57u
@@ -59,8 +72,61 @@ HD u64 dither_call(u64 e) { return (e >> 8) * 32 + (e & 31); }
 HD int dither_word(u64 e) { return (int)(e >> 6) & 3; }
 HD int dither_half(u64 e) { return (int)(e >> 5) & 1; }
 
-HD u32 dither16(u64 e, u64 key) {
-  return random_at(dither_call(e), STREAM_DITHER, key).w[dither_word(e)] >> (16 * dither_half(e)) & 0xffffu;
+HD u32 stream16(u64 e, u32 stream, u64 key) {
+  return random_at(dither_call(e), stream, key).w[dither_word(e)] >> (16 * dither_half(e)) & 0xffffu;
+}
+
+/* Where the 16 bits of the coordinates of one PLACES_GROUP come from. */
+typedef struct {
+  u64 key, shared;
+  u32 workers; /* 0: independent bits, from `key` alone */
+  u32 offset;  /* where the stratum starts that stands at the worker's place */
+  f32 inverse; /* 1 / workers */
+} dither_bits;
+
+/* The place of a worker in a random permutation of n: Fisher and Yates from the last place down, following one. */
+HD u32 place_of(u32 worker, u32 n, u64 group, u64 key) {
+  philox_out draws;
+  u32 last, call = 0xffffffffu;
+  for (last = n - 1; last > 0; --last) {
+    u32 other;
+    if (call != last >> 2) draws = random_at(group << 16 | (call = last >> 2), STREAM_PLACES, key);
+    other = (u32)((u64)draws.w[last & 3] * (last + 1) >> 32);
+    worker = worker == last ? other : worker == other ? last : worker;
+  }
+  return worker;
+}
+
+HD dither_bits independent_bits(u64 key) {
+  dither_bits d;
+  d.key = d.shared = key;
+  d.workers = d.offset = 0;
+  d.inverse = 0;
+  return d;
+}
+/* Those of the group of element e. */
+HD dither_bits correlated_bits(u64 key, u64 shared, u32 worker, u32 workers, u64 e) {
+  dither_bits d;
+  d.key = key;
+  d.shared = shared;
+  d.workers = workers;
+  d.offset = ((place_of(worker, workers, e / PLACES_GROUP, shared) << 16) + workers - 1) / workers;
+  d.inverse = 1.0f / (f32)workers;
+  return d;
+}
+
+/* The bits of a worker, from the 16 that all share and 16 of its own. */
+HD u32 correlated16(u32 shared, u32 own, dither_bits d) {
+  u32 w = (shared + d.offset) & 0xffffu, rest = w * d.workers & 0xffffu;
+  u32 within = quotient16(rest, d.inverse); /* w is the within-th of its stratum, which has `size` */
+  u32 size = quotient16(0xffffu - (rest - within * d.workers), d.inverse) + 1;
+  u32 moved = within + (own * size >> 16);
+  return w - within + (moved < size ? moved : moved - size);
+}
+
+HD u32 dither16(u64 e, dither_bits d) {
+  u32 own = stream16(e, STREAM_DITHER, d.key);
+  return d.workers ? correlated16(stream16(e, STREAM_SHARED, d.shared), own, d) : own;
 }
 HD u32 tie32(u64 e, u64 key) { return random_at(e >> 2, STREAM_TIE, key).w[e & 3]; }
 

@@ -49,6 +49,9 @@ HD f64 f64_bits(u64 b) {
 HD f32 power_f32(i32 exponent) { return f32_bits((u32)(exponent + 127) << 23); }
 HD f64 power_f64(i32 exponent) { return f64_bits((u64)(exponent + 1023) << 52); }
 
+/* floor(value / n), value < 2^16 and inverse = 1 / n: half a unit away from an integer float32 cannot miss it. */
+HD u32 quotient16(u32 value, f32 inverse) { return (u32)(i32)(((f32)(i32)value + 0.5f) * inverse); }
+
 HD i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 
 #endif

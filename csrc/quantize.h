@@ -52,11 +52,11 @@ HD u32 carry32(f64 rest, u32 random) { return rest * 4294967296.0 + (f64)random 
     return (u32)floored + (u32)(levels - 1) * 32768u + random16;                                                       \
   }                                                                                                                    \
   /* The code of coordinate e: the definition that every fast loop reproduces. */                                      \
-  HD u32 grid_code_##SUFFIX(REAL x, REAL inv16, i32 levels, u64 e, u64 key) {                                          \
-    u32 sum = grid_sum_##SUFFIX(x, inv16, levels, dither16(e, key));                                                   \
+  HD u32 grid_code_##SUFFIX(REAL x, REAL inv16, i32 levels, u64 e, dither_bits d) {                                    \
+    u32 sum = grid_sum_##SUFFIX(x, inv16, levels, dither16(e, d));                                                     \
     if ((sum & ALL_ONES_16) == ALL_ONES_16) {                                                                          \
       f64 y = (f64)grid_position_##SUFFIX(x, inv16, levels);                                                           \
-      sum += carry32(y - (f64)floor_f64(y), tie32(e, key));                                                            \
+      sum += carry32(y - (f64)floor_f64(y), tie32(e, d.key));                                                          \
     }                                                                                                                  \
     return sum >> 16;                                                                                                  \
   }                                                                                                                    \
@@ -84,10 +84,10 @@ GRID_FORMULAS(f64, f64)
     if (natural_linear_##SUFFIX(a, least)) return y - (f64)floor_f64(y);                                               \
     return (f64)(bits_##SUFFIX(a) & mask) / (f64)(mask + 1);                                                           \
   }                                                                                                                    \
-  HD u32 natural_code_##SUFFIX(REAL x, REAL inv, i32 least, u64 e, u64 key) {                                          \
-    u32 sum = natural_sum_##SUFFIX(x, inv, least, dither16(e, key));                                                   \
+  HD u32 natural_code_##SUFFIX(REAL x, REAL inv, i32 least, u64 e, dither_bits d) {                                    \
+    u32 sum = natural_sum_##SUFFIX(x, inv, least, dither16(e, d));                                                     \
     if ((sum & ALL_ONES_16) == ALL_ONES_16)                                                                            \
-      sum += carry32(natural_rest_##SUFFIX(natural_magnitude_##SUFFIX(x, inv), least), tie32(e, key));                 \
+      sum += carry32(natural_rest_##SUFFIX(natural_magnitude_##SUFFIX(x, inv), least), tie32(e, d.key));               \
     return sum >> 16;                                                                                                  \
   }                                                                                                                    \
   /* The value of q >= 0, its sign that of minus (0 or -1). */                                                         \

@@ -1,8 +1,8 @@
 cdef extern from "quantize_cpu.h" nogil:
-    void grid_codes_f32(const f32*, int, f32, i32, u64, u64, u32*)
-    void grid_codes_f64(const f64*, int, f64, i32, u64, u64, u32*)
-    void natural_codes_f32(const f32*, int, f32, i32, u64, u64, u32*)
-    void natural_codes_f64(const f64*, int, f64, i32, u64, u64, u32*)
+    void grid_codes_f32(const f32*, int, f32, i32, u64, const dither_bits*, u32*)
+    void grid_codes_f64(const f64*, int, f64, i32, u64, const dither_bits*, u32*)
+    void natural_codes_f32(const f32*, int, f32, i32, u64, const dither_bits*, u32*)
+    void natural_codes_f64(const f64*, int, f64, i32, u64, const dither_bits*, u32*)
     void nearest_codes_f32(const f32*, int, f32, i32, u32*)
     void nearest_codes_f64(const f64*, int, f64, i32, u32*)
     f32 grid_value_f32(u32, i32)
@@ -20,25 +20,26 @@ ctypedef enum Rounding:
     NEAREST
 
 
-cdef inline void grid_round(const real* x, int n, real inv, i32 levels, Rounding rounding, u64 e, u64 key,
+cdef inline void grid_round(const real* x, int n, real inv, i32 levels, Rounding rounding, u64 e, const dither_bits* d,
                             u32* code) noexcept nogil:
     if real is f32:
         if rounding == DITHER:
-            grid_codes_f32(x, n, inv * 65536, levels, e, key, code)
+            grid_codes_f32(x, n, inv * 65536, levels, e, d, code)
         else:
             nearest_codes_f32(x, n, inv, levels, code)
     else:
         if rounding == DITHER:
-            grid_codes_f64(x, n, inv * 65536, levels, e, key, code)
+            grid_codes_f64(x, n, inv * 65536, levels, e, d, code)
         else:
             nearest_codes_f64(x, n, inv, levels, code)
 
 
-cdef inline void natural_round(const real* x, int n, real inv, i32 least, u64 e, u64 key, u32* code) noexcept nogil:
+cdef inline void natural_round(const real* x, int n, real inv, i32 least, u64 e, const dither_bits* d,
+                               u32* code) noexcept nogil:
     if real is f32:
-        natural_codes_f32(x, n, inv, least, e, key, code)
+        natural_codes_f32(x, n, inv, least, e, d, code)
     else:
-        natural_codes_f64(x, n, inv, least, e, key, code)
+        natural_codes_f64(x, n, inv, least, e, d, code)
 
 
 cdef inline void natural_sign(const real* x, int n, i32 s, u32* code) noexcept nogil:
@@ -75,16 +76,18 @@ cdef inline f64 float_up(f64 x) noexcept nogil:
 
 
 cdef inline void quantize_block(const real* x, int n, f64 scale, i32 levels, Alphabet alphabet, Rounding rounding,
-                                u64 e, u64 key, u32* code) noexcept nogil:
+                                u64 e, const dither_bits* d, u32* code) noexcept nogil:
     if alphabet == GRID:
-        grid_round(x, n, <real>((levels - 1) / (2 * scale) if scale > 0 else 0), levels, rounding, e, key, code)
+        grid_round(x, n, <real>((levels - 1) / (2 * scale) if scale > 0 else 0), levels, rounding, e, d, code)
     else:
-        natural_round(x, n, <real>(1 / scale if scale > 0 else 0), 1 - levels // 2, e, key, code)
+        natural_round(x, n, <real>(1 / scale if scale > 0 else 0), 1 - levels // 2, e, d, code)
         natural_sign(x, n, levels // 2, code)
 
 
 cdef void quantize_blocks(const real* x, i64 n, const u8* scales, int wire, i64 block, i32 levels,
-                          Alphabet alphabet, Rounding rounding, u64 key, u8* out) noexcept nogil:
+                          Alphabet alphabet, Rounding rounding, u64 key, u64 shared, u32 worker, u32 workers,
+                          u8* out) noexcept nogil:
+    cdef dither_bits d = independent_bits(key)
     cdef u32 code[CODE_BUFFER]
     cdef f64 moved[1024]
     cdef f64 scale, factor
@@ -95,12 +98,14 @@ cdef void quantize_blocks(const real* x, i64 n, const u8* scales, int wire, i64 
         m = <int>min(<i64>PACK_BLOCK, n - start)
         scale = read_scale(scales, start // block, wire)
         factor = recentre(scale)
+        if workers and start % PLACES_GROUP == 0:
+            d = correlated_bits(key, shared, worker, workers, start)
         if factor == 1:
-            quantize_block(x + start, m, scale, levels, alphabet, rounding, start, key, code)
+            quantize_block(x + start, m, scale, levels, alphabet, rounding, start, &d, code)
         else:
             for i in range(m):
                 moved[i] = x[start + i] * factor
-            quantize_block[f64](moved, m, scale * factor, levels, alphabet, rounding, start, key, code)
+            quantize_block[f64](moved, m, scale * factor, levels, alphabet, rounding, start, &d, code)
         pack_codes(code, m, width, out + index * packed_block_bytes(width))
 
 
@@ -244,26 +249,31 @@ def bad_scale(payload, i64 offset, i64 count, int wire) -> int:
 
 
 def quantize_pack(x, scales, i64 offset, int wire, i64 block, i32 levels, u64 key, out,
-                  bint nearest=False, bint natural=False) -> None:
+                  bint nearest=False, bint natural=False, u64 shared=0, i64 worker=0, i64 workers=0) -> None:
     """Round x (n) to `levels` points and pack the codes into out (u8, ceil(pack_bits(n, pack_width(levels)) / 8)).
 
     scales (u8, from offset on, ceil(n / block) numbers of `wire` bytes; may be `out` itself, behind the codes):
     the m of each block, points at (2j - (levels-1)) m / (levels-1), or with natural=True at 0 and the
     levels // 2 powers of two up to m and their negatives. block is a multiple of 1024, or at least n.
-    Dithered by `key` unless nearest=True (grids only).
+    Dithered by `key` unless nearest=True (grids only); with workers > 0 the dither is the one of `worker`, correlated
+    with that of the others under the key `shared` (philox.h, D).
     """
     cdef View v = view(x, b"fd"), s = view(scales, b"B"), o = view(out, b"B", True)
     cdef Alphabet alphabet = NATURAL if natural else GRID
     cdef Rounding rounding = NEAREST if nearest else DITHER
     cdef const u8* m = s.u8s() + offset
     check_blocks(v.n, block, levels)
+    if workers and not (0 <= worker < workers <= MOST_WORKERS):
+        raise ValueError(f"workers must lie in [1, {MOST_WORKERS}] and worker below it, got {worker} of {workers}")
     need_scales(s, offset, ceil_div(v.n, block), wire, "scales")
     need(o, packed_bytes(v.n, code_width(levels)), "out")
     with nogil:
         if v.kind == c"f":
-            quantize_blocks[f32](v.f32s(), v.n, m, wire, block, levels, alphabet, rounding, key, o.u8s())
+            quantize_blocks[f32](v.f32s(), v.n, m, wire, block, levels, alphabet, rounding, key, shared,
+                                 <u32>worker, <u32>workers, o.u8s())
         else:
-            quantize_blocks[f64](v.f64s(), v.n, m, wire, block, levels, alphabet, rounding, key, o.u8s())
+            quantize_blocks[f64](v.f64s(), v.n, m, wire, block, levels, alphabet, rounding, key, shared,
+                                 <u32>worker, <u32>workers, o.u8s())
 
 
 def unpack_scale(data, scales, i64 offset, int wire, i64 block, i32 levels, f64 weight, out,
@@ -283,13 +293,14 @@ def unpack_scale(data, scales, i64 offset, int wire, i64 block, i32 levels, f64 
 
 
 cdef void power_blocks(const real* x, i64 n, u64 key, u8* exponent, u8* sign) noexcept nogil:
+    cdef dither_bits d = independent_bits(key)
     cdef u32 code[CODE_BUFFER]
     cdef int m, i
     cdef i64 index, start
     for index in range(ceil_div(n, PACK_BLOCK)):
         start = index * PACK_BLOCK
         m = <int>min(<i64>PACK_BLOCK, n - start)
-        natural_round(x + start, m, <real>1, -126, start, key, code)
+        natural_round(x + start, m, <real>1, -126, start, &d, code)
         for i in range(m):
             exponent[start + i] = <u8>code[i]
         for i in range(m):

@@ -17,12 +17,24 @@ enum { DITHER_GROUP = 256 };
 /* 16 random bits of coordinate i of a group. */
 HD u32 group_random(const u32* words, int i) { return words[CALLS * (i >> 6) + (i & 31)] >> (i >> 1 & 16) & 0xffffu; }
 
+/* The words of the group that starts at e. */
+HD void dither_words(u64 e, const dither_bits* d, u32* words) {
+  u32 shared[4 * CALLS];
+  int i;
+  philox_calls(dither_call(e), STREAM_DITHER, d->key, words);
+  if (!d->workers) return;
+  philox_calls(dither_call(e), STREAM_SHARED, d->shared, shared);
+  for (i = 0; i < 4 * CALLS; ++i)
+    words[i] = correlated16(shared[i] & 0xffffu, words[i] & 0xffffu, *d) |
+               correlated16(shared[i] >> 16, words[i] >> 16, *d) << 16;
+}
+
 /* KIND is grid (scale = 2^16 inv, shape = levels) or natural (scale = inv, shape = least exponent). */
 #define DITHER_LOOPS(REAL, SUFFIX, KIND)                                                                               \
-  HD void KIND##_group_##SUFFIX(const REAL* x, REAL scale, i32 shape, u64 e, u64 key, u32* code) {                     \
+  HD void KIND##_group_##SUFFIX(const REAL* x, REAL scale, i32 shape, u64 e, const dither_bits* d, u32* code) {        \
     u32 words[4 * CALLS], largest = 0;                                                                                 \
     int pair, i;                                                                                                       \
-    philox_calls(dither_call(e), STREAM_DITHER, key, words);                                                           \
+    dither_words(e, d, words);                                                                                         \
     for (pair = 0; pair < 4; ++pair) {                                                                                 \
       const u32* word = words + CALLS * pair;                                                                          \
       const REAL* p = x + 64 * pair;                                                                                   \
@@ -41,21 +53,27 @@ HD u32 group_random(const u32* words, int i) { return words[CALLS * (i >> 6) + (
     if (largest == ALL_ONES_16)                                                                                        \
       for (i = 0; i < DITHER_GROUP; ++i) {                                                                             \
         u32 low = KIND##_sum_##SUFFIX(x[i], scale, shape, group_random(words, i)) & ALL_ONES_16;                       \
-        if (low == ALL_ONES_16) code[i] = KIND##_code_##SUFFIX(x[i], scale, shape, e + (u64)i, key);                   \
+        if (low == ALL_ONES_16) code[i] = KIND##_code_##SUFFIX(x[i], scale, shape, e + (u64)i, *d);                    \
       }                                                                                                                \
   }                                                                                                                    \
   /* n <= 1024 coordinates from element e (a multiple of 256): whole groups fast, the rest one by one. */              \
-  static void KIND##_codes_##SUFFIX(const REAL* x, int n, REAL scale, i32 shape, u64 e, u64 key, u32* code) {          \
+  static void KIND##_codes_##SUFFIX(const REAL* x, int n, REAL scale, i32 shape, u64 e, const dither_bits* d,          \
+                                    u32* code) {                                                                       \
     int i = 0;                                                                                                         \
     for (; i + DITHER_GROUP <= n; i += DITHER_GROUP)                                                                   \
-      KIND##_group_##SUFFIX(x + i, scale, shape, e + (u64)i, key, code + i);                                           \
-    for (; i < n; ++i) code[i] = KIND##_code_##SUFFIX(x[i], scale, shape, e + (u64)i, key);                            \
+      KIND##_group_##SUFFIX(x + i, scale, shape, e + (u64)i, d, code + i);                                             \
+    for (; i < n; ++i) code[i] = KIND##_code_##SUFFIX(x[i], scale, shape, e + (u64)i, *d);                             \
   }
 
 #define NEAREST_LOOPS(REAL, SUFFIX)                                                                                    \
-  static void nearest_codes_##SUFFIX(const REAL* x, int n, REAL inv, i32 levels, u32* code) {                          \
+  /* By itself, or its pointers do not stay in registers. */                                                           \
+  static __attribute__((noinline)) void nearest_codes_##SUFFIX(const REAL* x, int n, REAL inv, i32 levels,             \
+                                                               u32* code) {                                            \
     int i;                                                                                                             \
-    for (i = 0; i < n; ++i) code[i] = nearest_code_##SUFFIX(x[i], inv, levels);                                        \
+    if (levels == 2)                                                                                                   \
+      for (i = 0; i < n; ++i) code[i] = nearest_code_##SUFFIX(x[i], inv, 2);                                           \
+    else                                                                                                               \
+      for (i = 0; i < n; ++i) code[i] = nearest_code_##SUFFIX(x[i], inv, levels);                                      \
   }
 
 DITHER_LOOPS(f32, f32, grid)

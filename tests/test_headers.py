@@ -17,10 +17,12 @@ SOURCE = (
     + r"""
 extern "C" __global__ void formulas(const float* x, const double* y, u32* code, u64 key, i32 levels) {
   u64 e = blockIdx.x * (u64)blockDim.x + threadIdx.x;
-  code[5 * e] = grid_code_f32(x[e], 1.0f, levels, e, key) + sign_bit(e, key);
-  code[5 * e + 1] = grid_code_f64(y[e], 1.0, levels, e, key) + nearest_code_f32(x[e], 1.0f, levels);
-  code[5 * e + 2] = natural_code_f32(x[e], 1.0f, 1 - levels, e, key);
-  code[5 * e + 3] = natural_code_f64(y[e], 1.0, 1 - levels, e, key);
+  dither_bits d = correlated_bits(key, key + 1, 3, (u32)levels, e);
+  code[5 * e] = independent_bits(key).workers;
+  code[5 * e] += grid_code_f32(x[e], 1.0f, levels, e, d) + sign_bit(e, key);
+  code[5 * e + 1] = grid_code_f64(y[e], 1.0, levels, e, d) + nearest_code_f32(x[e], 1.0f, levels);
+  code[5 * e + 2] = natural_code_f32(x[e], 1.0f, 1 - levels, e, d);
+  code[5 * e + 3] = natural_code_f64(y[e], 1.0, 1 - levels, e, d);
   code[5 * e + 4] = trit_digit((u32)(e & 255), (int)(e % 5)) + (u32)packed_bits((i64)e, code_width((u32)levels));
   code[5 * e] += (u32)(term_square(y[e]) + term_abs(y[e]) + hadamard_scale(levels) + rotation_block(levels));
   code[5 * e + 1] += bits_f32(flip_sign_f32(x[e], code[0], levels)) + magnitude_f32(x[e]);
@@ -43,6 +45,10 @@ extern "C" __global__ void formulas(const float* x, const double* y, u32* code, 
   chunk_levels ladder = chunk_levels_of(line, line_scale_below(line, code[0]), line_ratio_below(line, code[1]), 8);
   code[5 * e + 2] += line_of(chunk_level(ladder, (u32)(e & 7))) + line_valid(line, y[e]) + (u32)chunk_bytes(e, 64, 2);
   code[5 * e + 3] += line_of(dct_scale(64, 1) * dct_cosine(cosines, code[0])) + (u32)dct_block(e, 3);
+  i32 below = 0;
+  code[5 * e + 1] += eden_code_f32(eden_position_f32(x[e], 1.0f, 10), eden_cell(eden_alphabet_of(levels), 3, &below));
+  code[5 * e + 2] += eden_code_f64(eden_position_f64(y[e], 1.0, 10), 7) + (u32)eden_block_bytes(4096, levels);
+  code[5 * e + 3] += quotient16(code[0], 0.2f);
 }
 """
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TESTS = ["hostile", "pack", "quantize", "reduce", "hadamard", "kashin", "select", "rice", "chunktopk", "dct"]
+TESTS = ["hostile", "pack", "quantize", "reduce", "hadamard", "kashin", "select", "rice", "chunktopk", "dct", "eden", "mean"]
 
 
 def runtime() -> str | None:
