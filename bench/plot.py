@@ -33,6 +33,7 @@ def family_styles(families):
 def frontier_figure(points, title, d, path):
     """NMSE against bits per coordinate, contractive left, unbiased right, each with its worst-case bound."""
     styles = family_styles(dict.fromkeys(p.family for p in points))
+    peers = {p.family for p in points if p.kind == "peer"}
     panels = [
         ("contractive", "Contractive", lambda b: 4.0**-b, r"worst-case bound $\alpha \geq 4^{-b}$"),
         ("unbiased", "Unbiased", lambda b: 4.0**-b / (1 - 4.0**-b), r"worst-case bound $\omega \geq 1/(4^{b}-1)$"),
@@ -40,7 +41,7 @@ def frontier_figure(points, title, d, path):
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(10.4, 6), width_ratios=(2, 3), layout="constrained")
         for axis, (kind, name, bound, bound_name) in zip(axes, panels, strict=True):
-            mine = [p for p in points if p.kind == kind or (p.kind == "-" and kind == "contractive")]
+            mine = [p for p in points if p.kind == kind or (p.kind in ("-", "peer") and kind == "contractive")]
             shown = [p for p in mine if p.nmse > 1e-9 and p.bits > 0]
             axis.set(title=f"{name} compressors", xlabel="bits per coordinate sent")
             axis.set_ylabel(r"NMSE  $\|C(x)-x\|^2 / \|x\|^2$")
@@ -55,13 +56,16 @@ def frontier_figure(points, title, d, path):
             b = np.geomspace(low, high, 400)
             axis.plot(b, bound(b), color="crimson", label=bound_name)
             axis.fill_between(b, bound(b), bottom, color="crimson", alpha=0.05, linewidth=0)
-            best = sorted((p for p in shown if p.frontier), key=lambda p: p.bits)
+            best = sorted((p for p in shown if p.frontier and p.kind != "peer"), key=lambda p: p.bits)
             if len(best) > 1:
                 axis.plot([p.bits for p in best], [p.nmse for p in best], color="0.6", linestyle=":", label="frontier")
             for family, style in styles.items():
                 where = [p.bits for p in shown if p.family == family], [p.nmse for p in shown if p.family == family]
                 if where[0]:
-                    axis.scatter(*where, s=18, linewidth=0, alpha=0.85, label=family, **style)
+                    look = {"linewidth": 0, "alpha": 0.85, "label": family}
+                    if family in peers:
+                        look = {"facecolors": "none", "linewidth": 0.7, "label": f"{family} (peer)"}
+                    axis.scatter(*where, s=18, **style, **look)
             axis.set(xlim=(low, high), ylim=(bottom, top))
             axis.legend(loc="best", fontsize=6.5, handletextpad=0.3)
             labels, family = [], None
@@ -73,6 +77,88 @@ def frontier_figure(points, title, d, path):
         figure.suptitle(f"{title}, d = {d:,}", fontsize=9)
         figure.savefig(path)
         plt.close(figure)
+
+
+def distance_figure(panels, path, low=0.04, high=10, top=4):
+    """NMSE over the ideal uniform quantiser's at the same bits, a panel for each (name, title, points). Ours are
+    filled and in colour, with the frontier of all and of the unbiased; peers are hollow and grey, each family along
+    its own. A frontier is the lower convex hull of log NMSE against bits."""
+    families = {p.family for *_, points in panels for p in points if p.kind == "peer"}
+    panels = [
+        (name, title, [p for p in points if p.ideal_ratio and low <= p.bits <= high and p.ideal_ratio <= top])
+        for name, title, points in panels
+    ]
+    everything = [p for *_, points in panels for p in points]
+    families -= {p.family for p in everything}
+    styles = family_styles(dict.fromkeys(p.family for p in everything if p.kind != "peer"))
+    markers = dict(zip(dict.fromkeys(p.family for p in everything if p.kind == "peer"), cycle(MARKERS), strict=False))
+    bottom = min([0.45, *(p.ideal_ratio / 1.1 for p in everything)])
+    columns = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3 if len(panels) in (3, 5, 6, 9) else 4
+    rows = -(-len(panels) // columns)
+    with plt.rc_context(STYLE):
+        size = (6.6, 5.6) if len(panels) == 1 else (0.4 + 2.9 * columns, 1.2 + 2.8 * rows)
+        figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, layout="constrained")
+        axes = np.atleast_1d(axes).ravel()
+        ours, rivals = {}, {}
+        for axis, (name, title, points) in zip(axes, panels, strict=False):
+            ours["ideal entropy-coded uniform quantiser (no bytes)"] = axis.axhline(1, color="crimson", linewidth=0.8)
+            mine = [p for p in points if p.kind != "peer"]
+            for promise, look in (("unbiased", {"linestyle": (0, (4, 1.5))}), ("any", {})):
+                best = hull(p for p in mine if promise in ("any", p.kind))
+                ours[f"our frontier, {promise}"] = axis.plot(*best, color="0.1", linewidth=1.1, zorder=3, **look)[0]
+            for family, style in styles.items():
+                where = [
+                    [p.bits for p in mine if p.family == family],
+                    [p.ideal_ratio for p in mine if p.family == family],
+                ]
+                ours[family] = axis.scatter(*where, s=15, linewidth=0, alpha=0.9, zorder=4, **style)
+            for family, marker in markers.items():
+                best = hull(p for p in points if p.family == family and p.kind == "peer")
+                grey = {"color": "0.6", "markeredgecolor": "0.35", "markerfacecolor": "white", "marker": marker}
+                width = {"markersize": 3.8, "markeredgewidth": 0.6, "linewidth": 0.5}
+                rivals[family] = axis.plot(*best, zorder=2, **grey, **width)[0]
+            axis.set_title(f"{name}: {title}" if len(panels) == 1 else name)
+            axis.grid(color="0.93", linewidth=0.5)
+            axis.set_axisbelow(True)
+        for axis in axes[len(panels) :]:
+            axis.axis("off")
+        for axis in axes[max(0, len(panels) - columns) : len(panels)]:
+            axis.set_xlabel("bits per coordinate sent")
+            axis.tick_params(labelbottom=True)
+        for axis in axes[::columns]:
+            axis.set_ylabel("NMSE over the ideal's at the same bits")
+        ticks = [t for t in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 4) if bottom <= t <= top]
+        bits = (0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8)
+        axes[0].set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, top))
+        axes[0].set_yticks(ticks, [f"{t:g}" for t in ticks])
+        axes[0].set_xticks(bits, [f"{b:g}" for b in bits])
+        axes[0].minorticks_off()
+        if families:
+            rivals[f"off the scale: {', '.join(sorted(families))}"] = plt.Line2D([], [], linestyle="")
+        legend = {"fontsize": 6.5, "alignment": "left", "handletextpad": 0.5, "columnspacing": 1.2}
+        across = max(1, columns)
+        figure.legend(ours.values(), ours, ncols=across, loc="outside lower left", title="this package", **legend)
+        if rivals:
+            figure.legend(rivals.values(), rivals, ncols=across, loc="outside lower right", title="peers", **legend)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def hull(points):
+    """(bits, ratio to the ideal) along the lower convex hull of log NMSE against bits."""
+    best = []
+    for p in sorted((p for p in points if p.nmse > 0), key=lambda p: (p.bits, p.nmse)):
+        while len(best) > 1 and turns_right(*best[-2:], p):
+            best.pop()
+        if not best or p.nmse < best[-1].nmse:
+            best.append(p)
+    return [p.bits for p in best], [p.ideal_ratio for p in best]
+
+
+def turns_right(p, q, r):
+    """Whether q is on or above the line from p to r."""
+    slope = np.log(r.nmse / p.nmse) / max(r.bits - p.bits, 1e-12)
+    return np.log(q.nmse / p.nmse) >= slope * (q.bits - p.bits)
 
 
 def label_points(axis, labels, size=6):
