@@ -22,7 +22,7 @@ from typing import ClassVar
 
 import numpy as np
 
-STEPS = (24, 12, 8, 6, 5, 4, 3, 2.5, 2, 1.5, 1, 0.7, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)  # standard deviations
+STEPS = (24, 12, 8, 6, 5, 4, 3, 2.5, 2, 1.5, 1, 0.7, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015, 0.0075)  # standard deviations
 
 
 @dataclass(frozen=True)
@@ -402,11 +402,14 @@ def available():
     return works, missing
 
 
+def absent_modules(family):
+    return [module for module in family.needs if importlib.util.find_spec(module) is None]
+
+
 def broken(family):
     """Why a family does not work here, in one line; "" if it does."""
-    for module in family.needs:
-        if importlib.util.find_spec(module.partition(".")[0]) is None:
-            return f"{module} is not installed: pip install -e '.[peers]'"
+    if absent := absent_modules(family):
+        return f"{absent[0]} is not installed: pip install -e '.[peers]'"
     script = f"from bench import peers; peers.round_trip(peers.{family.__name__})"
     root = Path(__file__).parents[1]
     try:

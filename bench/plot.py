@@ -21,6 +21,7 @@ STYLE = {
     "savefig.dpi": 220,
 }
 COLOURS = [*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors]
+COLOURS = [c for c in COLOURS if max(c) - min(c) > 0.1]  # greys are the peers'
 MARKERS = "osD^vP*X<>phH8d"
 
 
@@ -79,13 +80,12 @@ def frontier_figure(points, title, d, path):
         plt.close(figure)
 
 
-def distance_figure(panels, path, low=0.04, high=10, top=4):
+def distance_figure(panels, path, low=0.04, high=9, top=4):
     """NMSE over the ideal uniform quantiser's at the same bits, a panel for each (name, title, points). Ours are
-    filled and in colour, with the frontier of all and of the unbiased; peers are hollow and grey, each family along
-    its own. A frontier is the lower convex hull of log NMSE against bits."""
+    filled and in colour, peers hollow and grey, each with the line through the best of them."""
     families = {p.family for *_, points in panels for p in points if p.kind == "peer"}
     panels = [
-        (name, title, [p for p in points if p.ideal_ratio and low <= p.bits <= high and p.ideal_ratio <= top])
+        (name, title, [p for p in points if p.ideal_ratio and low / 2 <= p.bits <= 2 * high and p.ideal_ratio <= top])
         for name, title, points in panels
     ]
     everything = [p for *_, points in panels for p in points]
@@ -101,22 +101,21 @@ def distance_figure(panels, path, low=0.04, high=10, top=4):
         axes = np.atleast_1d(axes).ravel()
         ours, rivals = {}, {}
         for axis, (name, title, points) in zip(axes, panels, strict=False):
-            ours["ideal entropy-coded uniform quantiser (no bytes)"] = axis.axhline(1, color="crimson", linewidth=0.8)
+            ours["ideal uniform quantiser (no bytes)"] = axis.axhline(1, color="crimson", linewidth=0.8)
             mine = [p for p in points if p.kind != "peer"]
+            others = [p for p in points if p.kind == "peer"]
             for promise, look in (("unbiased", {"linestyle": (0, (4, 1.5))}), ("any", {})):
-                best = hull(p for p in mine if promise in ("any", p.kind))
-                ours[f"our frontier, {promise}"] = axis.plot(*best, color="0.1", linewidth=1.1, zorder=3, **look)[0]
+                best = frontier_line([p for p in mine if promise in ("any", p.kind)])
+                ours[f"the best, {promise}"] = axis.plot(*best, color="0.1", linewidth=1.1, zorder=3, **look)[0]
             for family, style in styles.items():
-                where = [
-                    [p.bits for p in mine if p.family == family],
-                    [p.ideal_ratio for p in mine if p.family == family],
+                ours[family] = axis.scatter(*places(mine, family), s=15, linewidth=0, alpha=0.9, zorder=4, **style)
+            if others:
+                rivals["the best"] = axis.plot(*frontier_line(others), color="0.6", linewidth=2.2, alpha=0.7, zorder=1)[
+                    0
                 ]
-                ours[family] = axis.scatter(*where, s=15, linewidth=0, alpha=0.9, zorder=4, **style)
             for family, marker in markers.items():
-                best = hull(p for p in points if p.family == family and p.kind == "peer")
-                grey = {"color": "0.6", "markeredgecolor": "0.35", "markerfacecolor": "white", "marker": marker}
-                width = {"markersize": 3.8, "markeredgewidth": 0.6, "linewidth": 0.5}
-                rivals[family] = axis.plot(*best, zorder=2, **grey, **width)[0]
+                grey = {"facecolors": "white", "edgecolors": "0.35", "marker": marker, "linewidth": 0.6}
+                rivals[family] = axis.scatter(*places(others, family), s=13, zorder=2, **grey)
             axis.set_title(f"{name}: {title}" if len(panels) == 1 else name)
             axis.grid(color="0.93", linewidth=0.5)
             axis.set_axisbelow(True)
@@ -136,7 +135,7 @@ def distance_figure(panels, path, low=0.04, high=10, top=4):
         if families:
             rivals[f"off the scale: {', '.join(sorted(families))}"] = plt.Line2D([], [], linestyle="")
         legend = {"fontsize": 6.5, "alignment": "left", "handletextpad": 0.5, "columnspacing": 1.2}
-        across = max(1, columns)
+        across = max(2, columns)
         figure.legend(ours.values(), ours, ncols=across, loc="outside lower left", title="this package", **legend)
         if rivals:
             figure.legend(rivals.values(), rivals, ncols=across, loc="outside lower right", title="peers", **legend)
@@ -144,21 +143,24 @@ def distance_figure(panels, path, low=0.04, high=10, top=4):
         plt.close(figure)
 
 
-def hull(points):
-    """(bits, ratio to the ideal) along the lower convex hull of log NMSE against bits."""
+def places(points, family):
+    return [p.bits for p in points if p.family == family], [p.ideal_ratio for p in points if p.family == family]
+
+
+def frontier_line(points):
+    """(bits, ratio to the ideal) along the points of least error for their bits, without those more than 3% above
+    the line from one neighbour to the other (log NMSE against bits)."""
     best = []
     for p in sorted((p for p in points if p.nmse > 0), key=lambda p: (p.bits, p.nmse)):
-        while len(best) > 1 and turns_right(*best[-2:], p):
+        if best and p.nmse >= best[-1].nmse:
+            continue
+        while len(best) > 1:
+            share = (best[-1].bits - best[-2].bits) / max(p.bits - best[-2].bits, 1e-12)
+            if best[-1].nmse <= 1.03 * best[-2].nmse ** (1 - share) * p.nmse**share:
+                break
             best.pop()
-        if not best or p.nmse < best[-1].nmse:
-            best.append(p)
+        best.append(p)
     return [p.bits for p in best], [p.ideal_ratio for p in best]
-
-
-def turns_right(p, q, r):
-    """Whether q is on or above the line from p to r."""
-    slope = np.log(r.nmse / p.nmse) / max(r.bits - p.bits, 1e-12)
-    return np.log(q.nmse / p.nmse) >= slope * (q.bits - p.bits)
 
 
 def label_points(axis, labels, size=6):
