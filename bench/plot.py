@@ -33,8 +33,10 @@ def family_styles(families):
 
 def frontier_figure(points, title, d, path):
     """NMSE against bits per coordinate, contractive left, unbiased right, each with its worst-case bound."""
-    styles = family_styles(dict.fromkeys(p.family for p in points))
-    peers = {p.family for p in points if p.kind == "peer"}
+    styles = family_styles(dict.fromkeys(p.family for p in points if p.kind != "peer"))
+    peers = dict.fromkeys(p.family for p in points if p.kind == "peer")
+    least = min((p.bits for p in points if p.kind != "peer" and p.bits > 0), default=0) / 2
+    points = [p for p in points if p.kind != "peer" or p.bits > least]
     panels = [
         ("contractive", "Contractive", lambda b: 4.0**-b, r"worst-case bound $\alpha \geq 4^{-b}$"),
         ("unbiased", "Unbiased", lambda b: 4.0**-b / (1 - 4.0**-b), r"worst-case bound $\omega \geq 1/(4^{b}-1)$"),
@@ -63,10 +65,12 @@ def frontier_figure(points, title, d, path):
             for family, style in styles.items():
                 where = [p.bits for p in shown if p.family == family], [p.nmse for p in shown if p.family == family]
                 if where[0]:
-                    look = {"linewidth": 0, "alpha": 0.85, "label": family}
-                    if family in peers:
-                        look = {"facecolors": "none", "linewidth": 0.7, "label": f"{family} (peer)"}
-                    axis.scatter(*where, s=18, **style, **look)
+                    axis.scatter(*where, s=18, linewidth=0, alpha=0.85, label=family, **style)
+            for family, marker in zip(peers, cycle(MARKERS), strict=False):
+                where = [p.bits for p in shown if p.family == family], [p.nmse for p in shown if p.family == family]
+                if where[0]:
+                    grey = {"facecolors": "white", "edgecolors": "0.35", "linewidth": 0.6, "marker": marker}
+                    axis.scatter(*where, s=13, zorder=0.9, label=f"{family} (peer)", **grey)
             axis.set(xlim=(low, high), ylim=(bottom, top))
             axis.legend(loc="best", fontsize=6.5, handletextpad=0.3)
             labels, family = [], None
