@@ -10,7 +10,6 @@ Not here, because no coder exists that sends what is claimed: EDEN, TurboQuant, 
 
 import importlib.util
 import lzma
-import math
 import struct
 import subprocess
 import sys
@@ -89,7 +88,8 @@ class Partition(Peer):
 
 @dataclass(frozen=True)
 class Rounded(Peer):
-    """round(x / step) as the smallest integers that hold it, then a general compressor. step in standard deviations."""
+    """round(x / step) as 0, -1, 1, -2, ... -> 0, 1, 2, 3, ... in the fewest bytes, all low bytes first, then a general
+    compressor. step in standard deviations."""
 
     step: float
 
@@ -100,16 +100,19 @@ class Rounded(Peer):
     def encode(self, x):
         step = np.float32(self.step * x.std(dtype=np.float64))
         codes = np.rint(x / step)
-        if not step or np.abs(codes).max() >= 2**31:
+        if not step or np.abs(codes).max() >= 2**30:
             raise ValueError(f"x / {step} leaves 32-bit integers")
-        codes = codes.astype(np.min_scalar_type(-math.ceil(np.abs(codes).max() + 1)))
-        planes = codes.view(np.uint8).reshape(-1, codes.itemsize).T  # all low bytes first
+        codes = codes.astype(np.int32)
+        codes = (codes << 1 ^ codes >> 31).view(np.uint32)
+        codes = codes.astype(np.min_scalar_type(codes.max()))
+        planes = codes.view(np.uint8).reshape(-1, codes.itemsize).T
         return struct.pack("<fB", step, codes.itemsize) + self.squeeze(planes.tobytes())
 
     def decode(self, payload, d):
         step, size = struct.unpack_from("<fB", payload)
         planes = np.frombuffer(self.expand(payload[5:], size * d), np.uint8).reshape(size, d)
-        return np.float32(step) * np.ascontiguousarray(planes.T).view(f"<i{size}").ravel()
+        codes = np.ascontiguousarray(planes.T).view(f"<u{size}").ravel().astype(np.int32)
+        return np.float32(step) * (codes >> 1 ^ -(codes & 1))
 
 
 class Zlib(Rounded):
