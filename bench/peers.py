@@ -124,11 +124,7 @@ class Zlib(Rounded):
 
 
 class Lzma(Rounded):
-    """The strongest of the standard library, and the slowest."""
-
-    @classmethod
-    def sweep(cls):
-        return [cls(float(s)) for s in STEPS[::2]]
+    """The slowest, and the strongest where rows of a gradient repeat each other: it finds them, unasked."""
 
     def squeeze(self, codes):
         return lzma.compress(codes, format=lzma.FORMAT_ALONE)
