@@ -2,27 +2,50 @@
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 PAPERS = ("kashin",)
 
 
 def frontier(args):
+    from . import frontier
+
+    options = {"seed": args.seed, "quick": args.quick, "trials": args.trials, "peers": args.peers}
+    inputs = chosen(args, choose(args.backend))
+    frontier.run(inputs, args.out, **options, detail=args.input != "all")
+
+
+def chosen(args, backend):
+    """(name, title, x) of every input asked for, each made when its turn comes."""
     import compress
 
-    from . import frontier, gradients
+    from . import gradients
 
-    if args.input:
-        x, title = gradients.load(args.input), args.input.name
-    elif args.distribution:
-        x, title = gradients.synthetic(args.distribution, args.size, args.seed), f"{args.distribution} input"
+    def checked(name, title, x):
+        x = compress.asarray(x, backend=backend)
+        compress.compressor.check_finite(x)
+        if not x.any():
+            raise ValueError(f"{title}: {x.size} elements, none of them other than zero, so that errors have no scale")
+        return name, title, x
+
+    if args.distribution:
+        x = gradients.synthetic(args.distribution, args.size, args.seed)
+        yield checked(args.distribution, f"{args.distribution} input", x)
+    elif args.input == "all":
+        for name, made in gradients.INPUTS.items():
+            if made.needs and find_spec(made.needs) is None:
+                print(f"input {name} is missing: {made.needs} is not installed")
+            else:
+                yield checked(name, made.title, gradients.named(name, args.seed))
+    elif args.input in gradients.INPUTS:
+        made = gradients.INPUTS[args.input]
+        if made.needs and find_spec(made.needs) is None:
+            raise ValueError(f"--input {args.input} needs {made.needs}: pip install {made.needs}")
+        yield checked(args.input, made.title, gradients.named(args.input, args.seed))
     else:
-        x, title = gradients.digits_gradient(args.seed), "gradient of a 64-1024-1024-10 ReLU network on digits"
-    x = compress.asarray(x, backend=choose(args.backend))
-    compress.compressor.check_finite(x)
-    if not x.any():
-        raise ValueError(f"{title}: {x.size} elements, none of them other than zero, so that errors have no scale")
-    frontier.run(x, title, args.out, seed=args.seed, quick=args.quick, trials=args.trials)
+        path = Path(args.input)
+        yield checked(path.stem, path.name, gradients.load(path))
 
 
 def speed(args):
@@ -62,15 +85,17 @@ def parser():
     source = f.add_mutually_exclusive_group()
     source.add_argument(
         "--input",
-        type=Path,
-        metavar="FILE.npy",
-        help="your own array, flattened; numbers other than float64 become float32",
+        default="digits",
+        metavar="NAME|all|FILE.npy",
+        help="normal, student, digits (default), adamw, momentum, feedback, transformer, transformer_adamw (these two "
+        "need torch), all of them, or your own array, flattened; numbers other than float64 become float32",
     )
     source.add_argument("--distribution", choices=("normal", "student", "onehot"), help="a synthetic vector")
     f.add_argument("--size", type=int, default=1126410, help="length of the synthetic vector (default %(default)s)")
     f.add_argument("--trials", type=int, help="independent encodings per compressor (default 20; 2 with --quick)")
     f.add_argument("--quick", action="store_true", help="a few parameters and trials only, within 20 s")
     f.add_argument("--seed", type=int, default=0)
+    f.add_argument("--peers", action="store_true", help="other packages on the same vector: the extra [peers] has them")
     f.set_defaults(command=frontier)
 
     s = commands.add_parser("speed", parents=[common], help="kernels against memcpy; other options go to pytest")

@@ -10,12 +10,14 @@ unbiased compressor counts with alpha = omega / (1 + omega). So
 
 Bits are counted from the bytes that left: 8 len(payload) / d. GB/s counts the bytes of x once; `x memcpy` is the time
 over the time of copying x, measured in the same process and in between, so that it means the same on any machine.
+`x ideal` is the NMSE over that of an ideal entropy-coded uniform quantiser on this vector at these bits (ideal.py):
+below 1 is what no coder of independent rounded coordinates reaches.
 """
 
 import csv
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from statistics import median
 from time import perf_counter
@@ -25,7 +27,10 @@ import numpy as np
 import compress
 
 from . import console
+from .ideal import IdealUniform
 
+RATES = (0.05, 0.1, 0.2, 0.4, 0.6, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+BUDGETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 4, 6, 8)
 FRACTIONS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 LEVELS = (1, 2, 3, 7, 15, 31, 63, 127)
 
@@ -58,11 +63,16 @@ def sweep():
         "Scaled": [c.Scaled(inner) for inner in (c.RandK(0.1), c.TernGrad(), c.Kashin(2), c.Kashin(3), c.Kashin(16))],
         "Induced": [c.Induced(c.TopK(k), c.RandK(k)) for k in (0.003, 0.01, 0.03, 0.1)],
         "Composed": [c.Composed(c.RandK(k), c.NaturalCompression()) for k in (0.003, 0.01, 0.03, 0.1, 0.3)],
-    }
+    }  # a class of any rate: at_rates(c.Class, {}, {"option": value})
     found = {}
     for example in c.catalogue():
         found.setdefault(family(example), []).append(example)
     return {name: listed.get(name, examples) for name, examples in found.items()}
+
+
+def at_rates(cls, *variants):
+    """cls(bits=b, **options) at every rate, for one table of options after the other."""
+    return [cls(bits=b, **options) for options in variants for b in RATES]
 
 
 def family(compressor):
@@ -92,17 +102,19 @@ def name(compressor):
 
 @dataclass
 class Point:
-    """One line of the table: a compressor on a vector."""
+    """One line of the table: a compressor, or a peer, on a vector."""
 
+    input: str
     compressor: str
     family: str
-    kind: str  # unbiased, contractive or - (no constant at all)
+    kind: str  # unbiased, contractive, - (no constant at all) or peer
     guarantee: str
     bits: float  # per coordinate, from the bytes that left
     nmse: float  # mean of ||C(x) - x||^2 / ||x||^2 ...
     nmse_se: float  # ... and the standard error of that mean
     proven_product: float | None  # proven alpha 4^bits, or omega / (1 + omega) 4^bits: >= 1
     input_product: float  # nmse 4^bits: may be below 1
+    ideal_ratio: float | None  # nmse over the ideal uniform quantiser's; None where that one has no error left
     encode_gbps: float
     encode_memcpy: float  # time over memcpy's
     decode_gbps: float
@@ -111,49 +123,83 @@ class Point:
     frontier: bool = False  # no other compressor of its kind has both fewer bits and a smaller error
 
 
-def measure(compressor, x, trials, seed=0):
+def measure(compressor, x, trials, seed=0, seconds=math.inf):
     """One Point. Every trial is a new round, which renews shared and private randomness alike; buffers are reused, as
-    a training loop would."""
+    a training loop would. No trial but the first two begins after `seconds`."""
     key = compress.Key(seed).worker(0)
+    keys = [key.at(round=trial) for trial in range(trials)]
     message = compressor.encode(x, key)
     y = compressor.decode(message, key)
     room = np.empty(max(message.payload.nbytes, -(-compressor.bits(x.size) // 8)), np.uint8)
-    energy = float(np.dot(x, x)) or 1.0
-    seconds = {"copy": [], "encode": [], "decode": []}
-    errors, sizes = [], []
-    for trial in range(trials):
-        key = key.at(round=trial)
-        start = perf_counter()
-        np.copyto(y, x)
-        copied = perf_counter()
-        message = compressor.encode(x, key, out=room)
-        encoded = perf_counter()
-        compressor.decode(message, key, out=y)
-        decoded = perf_counter()
-        seconds["copy"].append(copied - start)
-        seconds["encode"].append(encoded - copied)
-        seconds["decode"].append(decoded - encoded)
-        sizes.append(8 * message.payload.nbytes / x.size)
-        np.subtract(y, x, out=y)
-        errors.append(float(np.dot(y, y)) / energy)
-    time = {name: median(s) for name, s in seconds.items()}
-    bits, nmse = float(np.mean(sizes)), float(np.mean(errors))
+    figures = clock(
+        lambda trial: compressor.encode(x, keys[trial], out=room),
+        lambda trial, message: compressor.decode(message, keys[trial], out=y),
+        lambda message: message.payload.nbytes,
+        *(x, y, trials, seconds),
+    )
     return Point(
+        input="",
         compressor=name(compressor),
         family=family(compressor),
         kind=kind(compressor),
         guarantee=compressor.guarantee,
-        bits=bits,
-        nmse=nmse,
-        nmse_se=float(np.std(errors, ddof=1) / math.sqrt(trials)) if trials > 1 else math.nan,
-        proven_product=proven_product(compressor, x.size, bits),
-        input_product=times_4(nmse, bits),
-        encode_gbps=x.nbytes / time["encode"] / 1e9,
-        encode_memcpy=time["encode"] / time["copy"],
-        decode_gbps=x.nbytes / time["decode"] / 1e9,
-        decode_memcpy=time["decode"] / time["copy"],
-        trials=trials,
+        proven_product=proven_product(compressor, x.size, figures["bits"]),
+        ideal_ratio=None,
+        **figures,
     )
+
+
+def measure_peer(peer, x, trials, seconds=math.inf):
+    """The same of a peer (peers.py), as float32, which is what they take."""
+    from . import peers
+
+    x = np.ascontiguousarray(x, np.float32)
+    with peers.one_thread():
+        peer.decode(peer.encode(x), x.size)
+        figures = clock(
+            lambda trial: peer.encode(x),
+            lambda trial, payload: peer.decode(payload, x.size),
+            len,
+            *(x, np.empty_like(x), trials, seconds),
+        )
+    about = {"input": "", "compressor": peer.name, "family": peer.family, "kind": "peer", "guarantee": "none"}
+    return Point(**about, proven_product=None, ideal_ratio=None, **figures)
+
+
+def clock(encode, decode, length, x, y, trials, seconds):
+    """The measured fields of a Point. y: a vector to copy x to, and into which decode may write."""
+    energy = float(np.dot(x, x)) or 1.0
+    times, errors, sizes = {"copy": [], "encode": [], "decode": []}, [], []
+    began = perf_counter()
+    for trial in range(trials):
+        if trial >= 2 and perf_counter() - began > seconds:
+            break
+        start = perf_counter()
+        np.copyto(y, x)
+        copied = perf_counter()
+        payload = encode(trial)
+        encoded = perf_counter()
+        decoded = decode(trial, payload)
+        end = perf_counter()
+        times["copy"].append(copied - start)
+        times["encode"].append(encoded - copied)
+        times["decode"].append(end - encoded)
+        sizes.append(8 * length(payload) / x.size)
+        np.subtract(decoded, x, out=y)
+        errors.append(float(np.dot(y, y)) / energy)
+    time = {name: median(s) for name, s in times.items()}
+    bits, nmse = float(np.mean(sizes)), float(np.mean(errors))
+    return {
+        "bits": bits,
+        "nmse": nmse,
+        "nmse_se": float(np.std(errors, ddof=1) / math.sqrt(len(errors))) if len(errors) > 1 else math.nan,
+        "input_product": times_4(nmse, bits),
+        "encode_gbps": x.nbytes / time["encode"] / 1e9,
+        "encode_memcpy": time["encode"] / time["copy"],
+        "decode_gbps": x.nbytes / time["decode"] / 1e9,
+        "decode_memcpy": time["decode"] / time["copy"],
+        "trials": len(errors),
+    }
 
 
 def kind(compressor):
@@ -201,40 +247,124 @@ def mark_frontier(points):
             p.frontier = on
 
 
-def run(x, title, out, seed=0, quick=False, trials=None):
-    """Measure, print the table, save frontier.csv, .json and .png in `out`."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def holders(points):
+    """[(budget, promise, Point)]: of the unbiased, of all compressors and of the peers, the one with the smallest
+    error in at most 1.01 x budget bits."""
+    promises = {
+        "unbiased": [p for p in points if p.kind == "unbiased"],
+        "any": [p for p in points if p.kind != "peer"],
+        "peer": [p for p in points if p.kind == "peer"],
+    }
+    found = []
+    for budget in BUDGETS:
+        for promise, group in promises.items():
+            if fitting := [p for p in group if p.bits <= 1.01 * budget]:
+                found.append((budget, promise, min(fitting, key=lambda p: p.nmse)))
+    return found
 
-    from .plot import frontier_figure
+
+def below(points):
+    """[(peer, its NMSE over ours)] of the peers at 0.05 to 8 bits that are below our curve: through our own frontier
+    of any kind, log NMSE linear in bits in between, from the zero vector (no bits, NMSE 1)."""
+    ours = sorted((p.bits, p.nmse) for p in points if p.kind != "peer" and p.nmse > 0)
+    curve = [(0.0, 0.0)]
+    for bits, nmse in ours:
+        if math.log(nmse) < curve[-1][1]:
+            curve.append((bits, math.log(nmse)))
+    found = []
+    for p in points:
+        if p.kind == "peer" and 0.05 <= p.bits <= 8:
+            ratio = p.nmse / math.exp(np.interp(p.bits, *zip(*curve, strict=True)))
+            if ratio < 1:
+                found.append((p, ratio))
+    return sorted(found, key=lambda pair: pair[1])
+
+
+def run(inputs, out, seed=0, quick=False, trials=None, peers=False, detail=True):
+    """Measure on every (name, title, x) of `inputs`, print the tables (the long one with `detail`), save
+    frontier.csv, .json and the figures in `out`."""
+    from .plot import distance_figure, frontier_figure
 
     trials = trials or (2 if quick else 20)
-    entries = [
-        c for instances in sweep().values() for c in (instances[:: max(1, len(instances) // 3)] if quick else instances)
-    ]
-    screen, points, skipped = console(), [], []
+    entries = [c for instances in sweep().values() for c in thinned(instances, quick)]
+    rivals, missing = peer_entries(quick) if peers else ([], {})
+    screen, results = console(), []
+    for name, title, x in inputs:
+        points, skipped = measure_all(entries, rivals, x, trials, seed, screen)
+        points = [replace(p, input=name) for p in points]
+        results.append((name, title, x, points, skipped))
+        title = f"{title}: d = {x.size:,}, {x.dtype}, {trials} trials"
+        if detail:
+            screen.print(table(points, title))
+            screen.print(f"[dim]{LEGEND}[/]")
+        screen.print(budget_table(points, title))
+        for line in skipped:
+            screen.print(f"[dim]skipped {line}[/]")
+        if rivals:
+            under = [f"{p.compressor} at {p.bits:.3f} bits, {ratio:.2f} x its NMSE" for p, ratio in below(points)]
+            more = f"; and {len(under) - 6} more, see frontier.json" * (len(under) > 6)
+            screen.print(f"peers below our curve, 0.05 to 8 bits: {'; '.join(under[:6]) or 'none'}{more}")
+    for family, reason in missing.items():
+        screen.print(f"[dim]peer {family} is missing: {reason}[/]")
+    out.mkdir(parents=True, exist_ok=True)
+    save(results, out, seed=seed, missing_peers=missing)
+    saved = [out / "frontier.csv", out / "frontier.json", out / "distance.png"]
+    if len(results) == 1:
+        _, title, x, points, _ = results[0]
+        frontier_figure(points, title, x.size, out / "frontier.png")
+        saved.append(out / "frontier.png")
+    distance_figure([(name, title, points) for name, title, _, points, _ in results], out / "distance.png")
+    screen.print(f"saved {', '.join(map(str, saved))}")
+
+
+def thinned(instances, quick):
+    """All of them, or about three."""
+    return instances[:: max(1, len(instances) // 3)] if quick else instances
+
+
+def peer_entries(quick):
+    from . import peers
+
+    families, missing = peers.available()
+    return [p for family in families for p in thinned(family.sweep(), quick)], missing
+
+
+def measure_all(entries, rivals, x, trials, seed, screen):
+    """(points, why the others are not among them)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    points, skipped = [], []
     columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
     with Progress(*columns, console=screen, transient=True) as progress:
-        task = progress.add_task("", total=len(entries))
+        task = progress.add_task("", total=len(entries) + len(rivals))
         for compressor in entries:
             progress.update(task, description=name(compressor))
             try:
-                points.append(measure(compressor, x, trials, seed))
+                points.append(measure(compressor, x, trials, seed, seconds=1))
             except ValueError as reason:  # parameters that do not fit this vector, a k above d say
                 skipped.append(f"{name(compressor)}: {reason}")
             progress.advance(task)
+        for peer in rivals:
+            progress.update(task, description=peer.name)
+            try:
+                points.append(measure_peer(peer, x, min(trials, 5), seconds=0.3))
+            except Exception as reason:  # of other people's code anything can be raised
+                skipped.append(f"{peer.name}: {reason}")
+            progress.advance(task)
     mark_frontier(points)
-    screen.print(table(points, f"{title}: d = {x.size:,}, {x.dtype}, {trials} trials"))
-    screen.print(
-        "[dim]proven x 4^b: the theorem's constant (unbiased: omega/(1+omega)) times 4^bits of the longest message, a "
-        "worst case over all inputs, never below 1. NMSE x 4^b: on this input, may be below 1 where it is structured. "
-        "x memcpy: time over that of copying x. * on the frontier of its kind.[/]"
-    )
-    for line in skipped:
-        screen.print(f"[dim]skipped {line}[/]")
-    out.mkdir(parents=True, exist_ok=True)
-    save(points, out, title=title, d=x.size, dtype=str(x.dtype), seed=seed)
-    frontier_figure(points, title, x.size, out / "frontier.png")
-    screen.print(f"saved {out / 'frontier'}.csv, .json, .png")
+    ideal = IdealUniform(x)
+    for p in points:
+        error = ideal.nmse(p.bits) if 0 < p.bits < 16 else 0.0
+        p.ideal_ratio = p.nmse / error if error else None
+    return points, skipped
+
+
+LEGEND = (
+    "proven x 4^b: the theorem's constant (unbiased: omega/(1+omega)) times 4^bits of the longest message, a worst "
+    "case over all inputs, never below 1. NMSE x 4^b: on this input, may be below 1 where it is structured. x ideal: "
+    "NMSE over that of an ideal entropy-coded uniform quantiser at the same bits (no bytes, its model for free). "
+    "x memcpy: time over that of copying x. * on the frontier of its kind."
+)
 
 
 def table(points, title):
@@ -243,7 +373,10 @@ def table(points, title):
 
     t = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
     t.add_column("compressor", overflow="fold", max_width=30)
-    products, speeds = ("proven\nx 4^b", "NMSE\nx 4^b"), ("encode\nGB/s", "x\nmemcpy", "decode\nGB/s", "x\nmemcpy")
+    products, speeds = (
+        ("proven\nx 4^b", "NMSE\nx 4^b", "x\nideal"),
+        ("encode\nGB/s", "x\nmemcpy", "decode\nGB/s", "x\nmemcpy"),
+    )
     for header in ("bits", "NMSE", "+-", *products, *speeds):
         t.add_column(header, justify="right", no_wrap=True)
     group = None
@@ -251,7 +384,8 @@ def table(points, title):
         if (p.family, p.kind) != group:
             group = p.family, p.kind
             t.add_section()
-            t.add_row(f"[bold]{p.family}[/] [dim]{p.kind}{'' if p.guarantee == 'proven' else f', {p.guarantee}'}[/]")
+            promise = p.kind if p.guarantee == "proven" or p.kind == "peer" else f"{p.kind}, {p.guarantee}"
+            t.add_row(f"[bold]{p.family}[/] [dim]{promise}[/]")
         t.add_row(
             f"{'*' if p.frontier else ' '} {p.compressor.removeprefix(p.family)[1:-1]}",
             f"{p.bits:.3f}",
@@ -259,9 +393,44 @@ def table(points, title):
             f"{p.nmse_se:.0e}" if p.nmse_se else "0",
             "-" if p.proven_product is None else figure(p.proven_product),
             figure(p.input_product),
+            ratio(p.ideal_ratio),
             *(f"{v:.2f}" for v in (p.encode_gbps, p.encode_memcpy, p.decode_gbps, p.decode_memcpy)),
         )
     return t
+
+
+def budget_table(points, title):
+    """Which compressor holds each budget."""
+    from rich import box
+    from rich.table import Table
+
+    t = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
+    t.add_column("bits\nat most", justify="right", no_wrap=True)
+    t.add_column("best\nof")
+    t.add_column("compressor", overflow="fold", max_width=40)
+    for header in ("bits", "NMSE", "NMSE\nx 4^b", "x\nideal", "encode\nGB/s", "decode\nGB/s"):
+        t.add_column(header, justify="right", no_wrap=True)
+    last = None
+    for budget, promise, p in holders(points):
+        if budget != last:
+            t.add_section()
+        t.add_row(
+            f"{budget:g}" if budget != last else "",
+            promise,
+            p.compressor,
+            f"{p.bits:.3f}",
+            f"{p.nmse:.3g}",
+            figure(p.input_product),
+            ratio(p.ideal_ratio),
+            f"{p.encode_gbps:.2f}",
+            f"{p.decode_gbps:.2f}",
+        )
+        last = budget
+    return t
+
+
+def ratio(value):
+    return "-" if value is None else figure(value)
 
 
 def figure(value):
@@ -271,11 +440,24 @@ def figure(value):
     )
 
 
-def save(points, out, **about):
-    rows = [asdict(p) for p in points]
+def save(results, out, **about):
+    """frontier.csv: every Point. frontier.json: those, who holds each budget, and what was not measured and why."""
+    rows = [asdict(p) for *_, points, _ in results for p in points]
     with open(out / "frontier.csv", "w", newline="") as f:
         writer = csv.DictWriter(f, fieldnames=[field.name for field in fields(Point)])
         writer.writeheader()
         writer.writerows(rows)
-    about |= {"backends": compress.backends(), "points": rows}
+    inputs = [
+        {
+            "name": name,
+            "title": title,
+            "d": x.size,
+            "dtype": str(x.dtype),
+            "budgets": [{"budget": b, "best_of": promise, **asdict(p)} for b, promise, p in holders(points)],
+            "peers_below": [{"compressor": p.compressor, "bits": p.bits, "ratio": r} for p, r in below(points)],
+            "skipped": skipped,
+        }
+        for name, title, x, points, skipped in results
+    ]
+    about |= {"backends": compress.backends(), "inputs": inputs, "points": rows}
     (out / "frontier.json").write_text(json.dumps(about, indent=1))

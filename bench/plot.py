@@ -21,6 +21,7 @@ STYLE = {
     "savefig.dpi": 220,
 }
 COLOURS = [*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors]
+COLOURS = [c for c in COLOURS if max(c) - min(c) > 0.1]  # greys are the peers'
 MARKERS = "osD^vP*X<>phH8d"
 
 
@@ -32,7 +33,10 @@ def family_styles(families):
 
 def frontier_figure(points, title, d, path):
     """NMSE against bits per coordinate, contractive left, unbiased right, each with its worst-case bound."""
-    styles = family_styles(dict.fromkeys(p.family for p in points))
+    styles = family_styles(dict.fromkeys(p.family for p in points if p.kind != "peer"))
+    peers = dict.fromkeys(p.family for p in points if p.kind == "peer")
+    least = min((p.bits for p in points if p.kind != "peer" and p.bits > 0), default=0) / 2
+    points = [p for p in points if p.kind != "peer" or p.bits > least]
     panels = [
         ("contractive", "Contractive", lambda b: 4.0**-b, r"worst-case bound $\alpha \geq 4^{-b}$"),
         ("unbiased", "Unbiased", lambda b: 4.0**-b / (1 - 4.0**-b), r"worst-case bound $\omega \geq 1/(4^{b}-1)$"),
@@ -40,7 +44,7 @@ def frontier_figure(points, title, d, path):
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(10.4, 6), width_ratios=(2, 3), layout="constrained")
         for axis, (kind, name, bound, bound_name) in zip(axes, panels, strict=True):
-            mine = [p for p in points if p.kind == kind or (p.kind == "-" and kind == "contractive")]
+            mine = [p for p in points if p.kind == kind or (p.kind in ("-", "peer") and kind == "contractive")]
             shown = [p for p in mine if p.nmse > 1e-9 and p.bits > 0]
             axis.set(title=f"{name} compressors", xlabel="bits per coordinate sent")
             axis.set_ylabel(r"NMSE  $\|C(x)-x\|^2 / \|x\|^2$")
@@ -55,13 +59,18 @@ def frontier_figure(points, title, d, path):
             b = np.geomspace(low, high, 400)
             axis.plot(b, bound(b), color="crimson", label=bound_name)
             axis.fill_between(b, bound(b), bottom, color="crimson", alpha=0.05, linewidth=0)
-            best = sorted((p for p in shown if p.frontier), key=lambda p: p.bits)
+            best = sorted((p for p in shown if p.frontier and p.kind != "peer"), key=lambda p: p.bits)
             if len(best) > 1:
                 axis.plot([p.bits for p in best], [p.nmse for p in best], color="0.6", linestyle=":", label="frontier")
             for family, style in styles.items():
                 where = [p.bits for p in shown if p.family == family], [p.nmse for p in shown if p.family == family]
                 if where[0]:
                     axis.scatter(*where, s=18, linewidth=0, alpha=0.85, label=family, **style)
+            for family, marker in zip(peers, cycle(MARKERS), strict=False):
+                where = [p.bits for p in shown if p.family == family], [p.nmse for p in shown if p.family == family]
+                if where[0]:
+                    grey = {"facecolors": "white", "edgecolors": "0.35", "linewidth": 0.6, "marker": marker}
+                    axis.scatter(*where, s=13, zorder=0.9, label=f"{family} (peer)", **grey)
             axis.set(xlim=(low, high), ylim=(bottom, top))
             axis.legend(loc="best", fontsize=6.5, handletextpad=0.3)
             labels, family = [], None
@@ -73,6 +82,89 @@ def frontier_figure(points, title, d, path):
         figure.suptitle(f"{title}, d = {d:,}", fontsize=9)
         figure.savefig(path)
         plt.close(figure)
+
+
+def distance_figure(panels, path, low=0.04, high=9, top=4):
+    """NMSE over the ideal uniform quantiser's at the same bits, a panel for each (name, title, points). Ours are
+    filled and in colour, peers hollow and grey, each with the line through the best of them."""
+    families = {p.family for *_, points in panels for p in points if p.kind == "peer"}
+    panels = [
+        (name, title, [p for p in points if p.ideal_ratio and low / 2 <= p.bits <= 2 * high and p.ideal_ratio <= top])
+        for name, title, points in panels
+    ]
+    everything = [p for *_, points in panels for p in points]
+    families -= {p.family for p in everything}
+    styles = family_styles(dict.fromkeys(p.family for p in everything if p.kind != "peer"))
+    markers = dict(zip(dict.fromkeys(p.family for p in everything if p.kind == "peer"), cycle(MARKERS), strict=False))
+    bottom = min([0.45, *(p.ideal_ratio / 1.1 for p in everything)])
+    columns = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3 if len(panels) in (3, 5, 6, 9) else 4
+    rows = -(-len(panels) // columns)
+    with plt.rc_context(STYLE):
+        size = (6.6, 5.6) if len(panels) == 1 else (0.4 + 2.9 * columns, 1.2 + 2.8 * rows)
+        figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, layout="constrained")
+        axes = np.atleast_1d(axes).ravel()
+        ours, rivals = {}, {}
+        for axis, (name, title, points) in zip(axes, panels, strict=False):
+            ours["ideal uniform quantiser (no bytes)"] = axis.axhline(1, color="crimson", linewidth=0.8)
+            mine = [p for p in points if p.kind != "peer"]
+            others = [p for p in points if p.kind == "peer"]
+            for promise, look in (("unbiased", {"linestyle": (0, (4, 1.5))}), ("any", {})):
+                best = frontier_line([p for p in mine if promise in ("any", p.kind)])
+                ours[f"the best, {promise}"] = axis.plot(*best, color="0.1", linewidth=1.1, zorder=3, **look)[0]
+            for family, style in styles.items():
+                ours[family] = axis.scatter(*places(mine, family), s=15, linewidth=0, alpha=0.9, zorder=4, **style)
+            if others:
+                rivals["the best"] = axis.plot(*frontier_line(others), color="0.6", linewidth=2.2, alpha=0.7, zorder=1)[
+                    0
+                ]
+            for family, marker in markers.items():
+                grey = {"facecolors": "white", "edgecolors": "0.35", "marker": marker, "linewidth": 0.6}
+                rivals[family] = axis.scatter(*places(others, family), s=13, zorder=2, **grey)
+            axis.set_title(f"{name}: {title}" if len(panels) == 1 else name)
+            axis.grid(color="0.93", linewidth=0.5)
+            axis.set_axisbelow(True)
+        for axis in axes[len(panels) :]:
+            axis.axis("off")
+        for axis in axes[max(0, len(panels) - columns) : len(panels)]:
+            axis.set_xlabel("bits per coordinate sent")
+            axis.tick_params(labelbottom=True)
+        for axis in axes[::columns]:
+            axis.set_ylabel("NMSE over the ideal's at the same bits")
+        ticks = [t for t in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 4) if bottom <= t <= top]
+        bits = (0.05, 0.1, 0.2, 0.5, 1, 2, 4, 8)
+        axes[0].set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, top))
+        axes[0].set_yticks(ticks, [f"{t:g}" for t in ticks])
+        axes[0].set_xticks(bits, [f"{b:g}" for b in bits])
+        axes[0].minorticks_off()
+        if families:
+            rivals[f"off the scale: {', '.join(sorted(families))}"] = plt.Line2D([], [], linestyle="")
+        legend = {"fontsize": 6.5, "alignment": "left", "handletextpad": 0.5, "columnspacing": 1.2}
+        across = max(2, columns)
+        figure.legend(ours.values(), ours, ncols=across, loc="outside lower left", title="this package", **legend)
+        if rivals:
+            figure.legend(rivals.values(), rivals, ncols=across, loc="outside lower right", title="peers", **legend)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def places(points, family):
+    return [p.bits for p in points if p.family == family], [p.ideal_ratio for p in points if p.family == family]
+
+
+def frontier_line(points):
+    """(bits, ratio to the ideal) along the points of least error for their bits, without those more than 3% above
+    the line from one neighbour to the other (log NMSE against bits)."""
+    best = []
+    for p in sorted((p for p in points if p.nmse > 0), key=lambda p: (p.bits, p.nmse)):
+        if best and p.nmse >= best[-1].nmse:
+            continue
+        while len(best) > 1:
+            share = (best[-1].bits - best[-2].bits) / max(p.bits - best[-2].bits, 1e-12)
+            if best[-1].nmse <= 1.03 * best[-2].nmse ** (1 - share) * p.nmse**share:
+                break
+            best.pop()
+        best.append(p)
+    return [p.bits for p in best], [p.ideal_ratio for p in best]
 
 
 def label_points(axis, labels, size=6):

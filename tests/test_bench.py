@@ -17,7 +17,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 import compress  # noqa: E402
-from bench import frontier, gradients  # noqa: E402
+from bench import frontier, gradients, ideal, peers  # noqa: E402
 from bench.__main__ import main  # noqa: E402
 
 
@@ -28,6 +28,102 @@ def test_digits_gradient_is_the_documented_vector():
     assert np.array_equal(x, gradients.digits_gradient())
     assert not np.array_equal(x, gradients.digits_gradient(seed=1))
     assert 0.2 < np.mean(x == 0) < 0.35 and np.abs(x).max() > 50 * x.std()  # sparse and heavy-tailed
+
+
+@pytest.mark.parametrize("name", gradients.INPUTS)
+def test_named_inputs_are_fixed_finite_and_cached(name):
+    made = gradients.INPUTS[name]
+    pytest.importorskip("sklearn")
+    if made.needs:
+        pytest.importorskip(made.needs)
+    x = gradients.named(name)
+    assert x.dtype == np.float32 and 2**19 < x.size < 2**21 and np.isfinite(x).all() and x.std() > 0
+    again = gradients.named(name)
+    assert np.array_equal(x, again) and not np.shares_memory(x, again)  # a caller may write to its copy
+
+
+def test_adamw_is_the_textbook_step():
+    """One step from the same point: learning rate times (sign of the gradient, nearly, plus the decay)."""
+    pytest.importorskip("sklearn")
+    step = gradients.digits_adamw(steps=1, decay=0.0)
+    gradient = gradients.digits_gradient(steps=20)
+    large = np.abs(gradient) > 1e-5
+    assert np.allclose(step[large], 1e-3 * np.sign(gradient[large]), rtol=2e-2)
+    assert np.all(step[gradient == 0] == 0)
+
+
+def test_ideal_uniform_against_a_histogram():
+    x = gradients.synthetic("student", 20_000)
+    for step in (0.3, 1.0, 4.0):
+        cells, inverse, count = np.unique(np.rint(x / step), return_inverse=True, return_counts=True)
+        bits = -np.sum(count / x.size * np.log2(count / x.size))
+        means = np.bincount(inverse, x) / count
+        for centroids, decoded in ((True, means[inverse]), (False, step * cells[inverse])):
+            expected = np.sum((x - decoded) ** 2) / np.sum(x.astype(float) ** 2)
+            assert ideal.ideal_uniform(x, bits, centroids) == pytest.approx(expected, rel=2e-3)
+
+
+def test_ideal_uniform_on_a_gaussian_and_on_bad_vectors():
+    x = gradients.synthetic("normal", 2**18)
+    assert ideal.ideal_uniform(x, 3.0) * 4**3 == pytest.approx(np.pi * np.e / 6, rel=0.01)
+    assert ideal.ideal_uniform(np.ones(100, np.float32), 1.0) == 0.0
+    assert ideal.ideal_uniform(np.zeros(100, np.float32), 1.0) == 0.0
+    outlier = np.concatenate([x[:1000], np.float32([1e30])])
+    assert 0 <= ideal.ideal_uniform(outlier, 2.0) < 1e-6
+
+
+def point(kind, bits, nmse):
+    about = dict.fromkeys([f.name for f in fields(frontier.Point)], 0.0)
+    return frontier.Point(**about | {"compressor": f"{kind} {bits}", "kind": kind, "bits": bits, "nmse": nmse})
+
+
+def test_who_holds_a_budget_and_which_peers_are_below():
+    points = [
+        point("unbiased", 1.0, 0.9),
+        point("contractive", 1.0, 0.5),
+        point("contractive", 2.0, 0.1),
+        point("peer", 1.0, 0.6),
+        point("peer", 1.5, 0.2),  # ours at 1.5: sqrt(0.5 x 0.1) = 0.224
+    ]
+    held = {(budget, promise): p for budget, promise, p in frontier.holders(points)}
+    assert (0.5, "any") not in held
+    assert held[1, "unbiased"] is points[0] and held[1, "any"] is points[1] and held[1, "peer"] is points[3]
+    assert held[8, "any"] is points[2] and held[8, "peer"] is points[4]
+    ((peer, ratio),) = frontier.below(points)
+    assert peer is points[4] and ratio == pytest.approx(0.2 / np.sqrt(0.05))
+
+
+INSTALLED = [family for family in peers.FAMILIES if not peers.absent_modules(family)]
+
+
+@pytest.mark.parametrize("family", INSTALLED, ids=lambda f: f.__name__)
+def test_peers_send_bytes_and_read_them_back(family):
+    """Of the extra [peers] those that are installed; each in a process of its own first, as wheels can crash."""
+    assert not family.needs or peers.broken(family) == ""
+    x = gradients.synthetic("normal", 5000)
+    best = min(family.sweep()[-3:], key=lambda p: frontier.measure_peer(p, x, 1).nmse)
+    measured = frontier.measure_peer(best, x, trials=2)
+    assert isinstance(best.encode(x), bytes) and measured.bits == 8 * len(best.encode(x)) / x.size
+    assert measured.nmse < 1 and measured.kind == "peer" and measured.trials == 2
+
+
+def test_a_peer_that_crashes_is_listed_with_the_reason(monkeypatch):
+    class Absent(peers.Peer):
+        needs = ("no_such_module",)
+        sweep = encode = decode = None
+
+    monkeypatch.setattr(peers, "FAMILIES", (peers.Sign, Absent))
+    works, missing = peers.available()
+    assert works == [peers.Sign] and "no_such_module is not installed" in missing["Absent"]
+
+
+def test_quick_frontier_with_peers(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(peers, "FAMILIES", (peers.Sign, peers.Zlib, peers.Partition))
+    main(["--quick", "--peers", "--distribution", "normal", "--size", "5000", "--out", str(tmp_path)])
+    assert "peers below our curve" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "frontier.json").read_text())
+    assert {"Sign", "Zlib", "Partition"} <= {p["family"] for p in saved["points"] if p["kind"] == "peer"}
+    assert {h["best_of"] for h in saved["inputs"][0]["budgets"]} == {"unbiased", "any", "peer"}
 
 
 def test_backpropagation_against_finite_differences():
@@ -106,10 +202,13 @@ def test_quick_frontier_writes_its_three_files(tmp_path, capsys):
     assert list(rows[0]) == columns
     assert {"RandK", "TopK", "StandardDithering", "Kashin"} <= {r["family"] for r in rows}
     saved = json.loads((tmp_path / "results" / "frontier.json").read_text())
-    assert saved["d"] == 3000 and len(saved["points"]) == len(rows)
+    assert saved["inputs"][0]["d"] == 3000 and len(saved["points"]) == len(rows)
     for p in saved["points"]:
         assert p["proven_product"] is None or p["proven_product"] >= 1 - 1e-9, p
+    assert {h["best_of"] for h in saved["inputs"][0]["budgets"]} == {"unbiased", "any"}
+    assert "best" in printed and "ideal" in printed
     assert (tmp_path / "results" / "frontier.png").stat().st_size > 10_000
+    assert (tmp_path / "results" / "distance.png").stat().st_size > 10_000
 
 
 def test_a_backend_that_is_not_there_says_so():
