@@ -13,6 +13,7 @@ from .metrics import Measurement, measure
 from .quantize import Correlated, NaturalCompression, NaturalDithering, ScaledSign, StandardDithering, TernGrad
 from .rotate import DCT, Rotated
 from .sparsify import Bernoulli, PermK, RandK, TopK
+from .trellis import Trellis, UniformQuantizer
 
 __version__ = "0.1.0"
 

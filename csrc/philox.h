@@ -29,7 +29,8 @@ enum {
   STREAM_UNIFORM = 6,
   STREAM_DERIVE = 7,
   STREAM_SHARED = 8,
-  STREAM_PLACES = 9
+  STREAM_PLACES = 9,
+  STREAM_SUBTRACT = 10
 };
 
 enum { PLACES_GROUP = 4096, MOST_WORKERS = 1024 };
@@ -133,5 +134,10 @@ HD u32 tie32(u64 e, u64 key) { return random_at(e >> 2, STREAM_TIE, key).w[e & 3
 /* Random sign of coordinate e of a rotation or frame: one bit, 1 means minus. */
 HD u32 sign_word(u64 e, u64 key) { return random_at(e >> 7, STREAM_SIGNS, key).w[(e >> 5) & 3]; }
 HD u32 sign_bit(u64 e, u64 key) { return sign_word(e, key) >> (e & 31) & 1; }
+
+/* Subtractive dither of coordinate e: 24 bits, 128 coordinates to 32 calls. */
+HD u32 subtract24(u64 e, u64 key) {
+  return random_at((e >> 7) * 32 + (e & 31), STREAM_SUBTRACT, key).w[(e >> 5) & 3] >> 8;
+}
 
 #endif

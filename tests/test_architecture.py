@@ -22,7 +22,7 @@ ORDER = [
     ["kernels", "key"],
     ["compressor"],
     ["message", "metrics"],
-    ["quantize", "sparsify", "chunk", "lowrank", "kashin", "eden"],
+    ["quantize", "sparsify", "chunk", "lowrank", "kashin", "eden", "trellis"],
     ["rotate", "combine"],
 ]
 RANK = {name: (row, column) for row, names in enumerate(ORDER) for column, name in enumerate(names)}

@@ -1,0 +1,74 @@
+/* Symbols of small alphabets as interleaved range asymmetric numeral systems (rANS; Duda, arXiv:1311.2540; interleaved
+   as in Giesen, arXiv:1402.3392), with static models.
+
+   A. A symbol has a frequency f and a start c out of 2^12: its model. A lane holds a number x; a symbol goes in as
+          x -> (x / f) 2^12 + x mod f + c
+      and comes out where x mod 2^12 falls in [c, c + f). 2^16 <= x < 2^32 between two symbols; before a symbol goes in
+      an x that would leave that range gives its low 16 bits to the stream, and x grows back from it on the way out.
+   B. Symbols are cut in chunks of 131,072, each coded by itself. A chunk has 32 lanes (fewer where that would leave
+      less than 1,024 symbols a lane), symbol p belongs to lane p mod 32, and a step is one symbol of every lane. A
+      warp decodes a step at once, a vector unit in two halves. The words of a step stand in the order of its lanes,
+      and a decoder reads the stream forward, so an encoder writes it backward.
+   C. Lanes start from x = 2^16, so a decoder finds 2^16 in every lane after the last symbol, or the bytes are damaged.
+   D. Payload: one u32 a chunk, its number of words; then the chunks:
+          lengths   4 bits a lane, two to a byte: the bits of its state beyond 17
+          states    the bits of x below its leading one, lane after lane in one little-endian string of bits
+          words     u16, from a byte boundary
+      Beyond the models that is 32 bits a chunk and 19.5 bits a lane on average (16 for the start, 4 - 1/2 for the
+      length of x): 0.005 bits a symbol in a whole chunk. Starting lanes from x = 0 and letting the last symbols fill
+      the 16 bits was tried: the first one takes 12 bits whatever its frequency, and a fifth is all that it saves.
+   E. Low bits of a symbol too wide for a table are one more step, with the 2^b values of b bits equally likely:
+      f = 2^(12 - b). b = 0 changes nothing in x, so lanes may differ in b.
+   F. A model is its frequencies, written in the order of entropy_order and each in as many bits as what is left of 4096
+      needs, until nothing is left.
+   G. Division: x < 2^20 f, so x / f in float32 is off by less than one and is put right by the remainder.
+   H. Which model a symbol has may depend on anything that the decoder knows by then. The tables of model m start at
+      256 m (encoder, one entry a symbol) and 4096 m (decoder, one a slot).
+
+   What was tried and not taken: symbols in groups of two or four, one lookup for all of them. It is what makes a
+   scalar loop fast, and it is impossible where the model depends on state or context; with 16 lanes a vector
+   the lookups are no longer what takes the time. */
+#ifndef COMPRESS_ENTROPY_H
+#define COMPRESS_ENTROPY_H
+#include "portable.h"
+
+enum {
+  ENTROPY_LANES = 32,
+  ENTROPY_STEPS = 4096,
+  ENTROPY_CHUNK = ENTROPY_LANES * ENTROPY_STEPS,
+  ENTROPY_PRECISION = 12,
+  ENTROPY_SLOTS = 1 << ENTROPY_PRECISION,
+  ENTROPY_SYMBOLS = 256,
+  ENTROPY_LOW = 1 << 16,
+  ENTROPY_HEAD = ENTROPY_LANES / 2 + 4 * ENTROPY_LANES /* bytes of lengths and states at most */
+};
+
+HD int entropy_lanes(i64 n) {
+  int lanes = ENTROPY_LANES;
+  while (lanes > 1 && n < 1024 * (i64)lanes) lanes >>= 1;
+  return lanes;
+}
+
+/* The tables: frequency and start of a symbol; symbol, frequency and offset of a slot. */
+HD u32 entropy_code(u32 frequency, u32 start) { return frequency | start << 16; }
+HD u32 entropy_slot(u32 symbol, u32 frequency, u32 offset) { return symbol | (frequency - 1) << 8 | offset << 20; }
+
+HD u32 entropy_low_code(u32 low, u32 bits) { return entropy_code(4096u >> bits, low << (ENTROPY_PRECISION - bits)); }
+
+/* Low bits with their number, for a step of their own. */
+HD u32 entropy_extra(u32 low, u32 bits) { return bits << 12 | low; }
+HD u32 entropy_extra_code(u32 extra) { return entropy_low_code(extra & 0xfff, extra >> 12); }
+
+/* The symbols from the middle outward, the two lowest first: 0, 1, 128, 129, 127, 130, ... */
+HD u32 entropy_order(int i) {
+  return i < 2 ? (u32)i : i & 1 ? 128 + (u32)(i - 1) / 2 : 128 - (u32)(i - 2) / 2;
+}
+
+HD int entropy_full(u32 x, u32 code) { return x >> 20 >= (code & 0xffff); }
+HD u32 entropy_put(u32 x, u32 code) {
+  const u32 f = code & 0xffff, q = x / f;
+  return (q << ENTROPY_PRECISION) + (x - q * f) + (code >> 16);
+}
+HD u32 entropy_take(u32 x, u32 slot) { return ((slot >> 8 & 0xfff) + 1) * (x >> ENTROPY_PRECISION) + (slot >> 20); }
+
+#endif

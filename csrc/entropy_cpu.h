@@ -1,0 +1,260 @@
+/* The chunk loops of the entropy coder: one symbol of 32 lanes at a time, in two vectors of 16 where there is AVX-512
+   (a table lookup there is a gather), in a plain loop elsewhere. */
+#ifndef COMPRESS_ENTROPY_CPU_H
+#define COMPRESS_ENTROPY_CPU_H
+#include <string.h>
+#include "entropy.h"
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#include <immintrin.h>
+#define ENTROPY_VECTOR 16
+#endif
+
+typedef enum { ENTROPY_FINE, ENTROPY_TRUNCATED, ENTROPY_DAMAGED } EntropyFault;
+
+/* What a chunk is encoded from: symbols; the model of each, or NULL for one; low bits (entropy_extra), or NULL. */
+typedef struct {
+  const u8 *symbol, *model;
+  const u16* extra;
+  const u32* table;
+} EntropySource;
+
+HD u16* entropy_put1(u32* x, u32 code, u16* end) {
+  const u32 full = (u32)entropy_full(*x, code);
+  end[-1] = (u16)*x;
+  *x = entropy_put(*x >> (full << 4), code);
+  return end - full;
+}
+
+/* The symbols at `count` places from p on, one a lane, into the stream that ends at `end`; returns its new beginning.
+   Every symbol must have a frequency. */
+HD u16* entropy_put_step(const EntropySource* s, i64 p, int count, u32* x, u16* end) {
+  int i;
+  if (s->extra)
+    for (i = count - 1; i >= 0; --i) end = entropy_put1(x + i, entropy_extra_code(s->extra[p + i]), end);
+  for (i = count - 1; i >= 0; --i)
+    end = entropy_put1(x + i, s->table[(s->model ? (u32)s->model[p + i] << 8 : 0) | s->symbol[p + i]], end);
+  return end;
+}
+
+#ifdef ENTROPY_VECTOR
+HD __m512i entropy_bytes(const u8* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+
+HD u16* entropy_put16(__m512i* x, __m512i code, u16* end) {
+  const __m512i one = _mm512_set1_epi32(1), f = _mm512_and_si512(code, _mm512_set1_epi32(0xffff));
+  __m512i v = *x, q, r;
+  const __mmask16 full = _mm512_cmpge_epu32_mask(_mm512_srli_epi32(v, 20), f);
+  __mmask16 under, over;
+  if (full) { /* a store of nothing is slow on some processors */
+    const int count = __builtin_popcount(full);
+    end -= count;
+    _mm256_mask_storeu_epi16(end, (__mmask16)((1u << count) - 1),
+                             _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(full, v)));
+    v = _mm512_mask_srli_epi32(v, full, v, 16);
+  }
+  q = _mm512_cvttps_epu32(_mm512_div_ps(_mm512_cvtepu32_ps(v), _mm512_cvtepi32_ps(f)));
+  r = _mm512_sub_epi32(v, _mm512_mullo_epi32(q, f));
+  under = _mm512_movepi32_mask(r);
+  over = _mm512_cmpge_epi32_mask(r, f);
+  q = _mm512_mask_add_epi32(_mm512_mask_sub_epi32(q, under, q, one), over, q, one);
+  r = _mm512_mask_sub_epi32(_mm512_mask_add_epi32(r, under, r, f), over, r, f);
+  *x = _mm512_add_epi32(_mm512_slli_epi32(q, ENTROPY_PRECISION), _mm512_add_epi32(r, _mm512_srli_epi32(code, 16)));
+  return end;
+}
+
+HD __m512i entropy_codes16(const EntropySource* s, i64 p, const int models) {
+  __m512i index = entropy_bytes(s->symbol + p);
+  if (models) index = _mm512_or_si512(index, _mm512_slli_epi32(entropy_bytes(s->model + p), 8));
+  return _mm512_i32gather_epi32(index, (const int*)s->table, 4);
+}
+
+HD __m512i entropy_extra16(const u16* extra) {
+  const __m512i e = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)extra)), bits = _mm512_srli_epi32(e, 12),
+                low = _mm512_and_si512(e, _mm512_set1_epi32(0xfff));
+  return _mm512_or_si512(
+      _mm512_srlv_epi32(_mm512_set1_epi32(ENTROPY_SLOTS), bits),
+      _mm512_slli_epi32(_mm512_sllv_epi32(low, _mm512_sub_epi32(_mm512_set1_epi32(ENTROPY_PRECISION), bits)), 16));
+}
+#endif
+
+/* `steps` whole steps of 32 lanes, from the last to the first. */
+HD u16* entropy_put_steps(const EntropySource* s, i64 steps, u32* x, u16* end, const int models, const int extras) {
+  i64 p = ENTROPY_LANES * (steps - 1);
+#ifdef ENTROPY_VECTOR
+  __m512i a = _mm512_loadu_si512(x), b = _mm512_loadu_si512(x + 16);
+  for (; p >= 0; p -= ENTROPY_LANES) {
+    if (extras) {
+      end = entropy_put16(&b, entropy_extra16(s->extra + p + 16), end);
+      end = entropy_put16(&a, entropy_extra16(s->extra + p), end);
+    }
+    end = entropy_put16(&b, entropy_codes16(s, p + 16, models), end);
+    end = entropy_put16(&a, entropy_codes16(s, p, models), end);
+  }
+  _mm512_storeu_si512(x, a);
+  _mm512_storeu_si512(x + 16, b);
+#else
+  (void)models, (void)extras;
+  for (; p >= 0; p -= ENTROPY_LANES) end = entropy_put_step(s, p, ENTROPY_LANES, x, end);
+#endif
+  return end;
+}
+
+/* A chunk of n symbols, 0 < n <= ENTROPY_CHUNK. The words come before `end`, at most one a symbol and one for its low
+   bits, and one more in front of them is overwritten; `head` takes ENTROPY_HEAD bytes. Returns the beginning of the
+   words. */
+static u16* entropy_encode_chunk(const EntropySource* s, i64 n, u16* end, u8* head, int* head_bytes) {
+  const int lanes = entropy_lanes(n);
+  i64 t = n / lanes;
+  u32 x[ENTROPY_LANES];
+  u64 held = 0;
+  int i, bits = 0, at = (lanes + 1) / 2;
+  for (i = 0; i < ENTROPY_LANES; ++i) x[i] = ENTROPY_LOW;
+  end = entropy_put_step(s, t * lanes, (int)(n % lanes), x, end);
+  if (lanes < ENTROPY_LANES)
+    while (t-- > 0) end = entropy_put_step(s, t * lanes, lanes, x, end);
+  else if (s->extra) end = entropy_put_steps(s, t, x, end, s->model != 0, 1);
+  else if (s->model) end = entropy_put_steps(s, t, x, end, 1, 0);
+  else end = entropy_put_steps(s, t, x, end, 0, 0);
+  memset(head, 0, (size_t)at);
+  for (i = 0; i < lanes; ++i) {
+    u32 length = 16;
+    while (x[i] >> length > 1) ++length;
+    head[i / 2] |= (u8)((length - 16) << (i % 2 * 4));
+    held |= (u64)(x[i] ^ 1u << length) << bits;
+    for (bits += (int)length; bits >= 8; bits -= 8, held >>= 8) head[at++] = (u8)held;
+  }
+  if (bits) head[at++] = (u8)held;
+  *head_bytes = at;
+  return end;
+}
+
+/* A decoder of one chunk: the states and the words. */
+typedef struct {
+  u32 x[ENTROPY_LANES];
+  const u8 *word, *stop;
+  u8 tail[6 * ENTROPY_LANES]; /* the last words again, with room behind them to read too far */
+} EntropyReader;
+
+/* Reads the head of a chunk of `words` words at `data`, where `size` bytes are left; *used = its bytes. */
+static EntropyFault entropy_open(EntropyReader* reader, const u8* data, i64 size, u32 words, int lanes, i64* used) {
+  u64 held = 0;
+  i64 at = (lanes + 1) / 2;
+  int i, bits = 0;
+  if (size < at) return ENTROPY_TRUNCATED;
+  memset(reader, 0, sizeof *reader);
+  for (i = 0; i < ENTROPY_LANES; ++i) reader->x[i] = ENTROPY_LOW;
+  for (i = 0; i < lanes; ++i) {
+    const int length = 16 + (data[i / 2] >> (i % 2 * 4) & 15);
+    for (; bits < length; bits += 8) {
+      if (at == size) return ENTROPY_TRUNCATED;
+      held |= (u64)data[at++] << bits;
+    }
+    reader->x[i] = 1u << length | ((u32)held & ((1u << length) - 1));
+    held >>= length;
+    bits -= length;
+  }
+  *used = at + 2 * (i64)words;
+  if (*used > size) return ENTROPY_TRUNCATED;
+  reader->word = data + at;
+  reader->stop = data + *used;
+  return ENTROPY_FINE;
+}
+
+/* Before a step: makes what it may read safe to read. False where words were read that are not there. */
+HD int entropy_refill(EntropyReader* reader) {
+  const i64 left = reader->stop - reader->word;
+  if (left >= 2 * ENTROPY_LANES) return 1;
+  if (left < 0) return 0;
+  if (reader->word < reader->tail || reader->word > reader->tail + 4 * ENTROPY_LANES) {
+    memcpy(reader->tail, reader->word, (size_t)left);
+    reader->word = reader->tail;
+    reader->stop = reader->tail + left;
+  }
+  return 1;
+}
+
+/* x after its slot has gone out of it, with 16 bits from the stream if it needs them. */
+HD u32 entropy_take_slot(u32* x, u32 slot, const u8** word) {
+  const u32 v = entropy_take(*x, slot), low = v < ENTROPY_LOW;
+  u16 w;
+  memcpy(&w, *word, 2);
+  *x = v << (low << 4) | (w & (0 - low)); /* a branch here would be mispredicted */
+  *word += 2 * low;
+  return slot;
+}
+HD u32 entropy_take1(u32* x, const u32* table, const u8** word) {
+  return entropy_take_slot(x, table[*x & (ENTROPY_SLOTS - 1)], word);
+}
+/* The next `bits` low bits. */
+HD u32 entropy_take_low(u32* x, u32 bits, const u8** word) {
+  const u32 s = *x & (ENTROPY_SLOTS - 1), low = s >> (ENTROPY_PRECISION - bits);
+  entropy_take_slot(x, entropy_slot(0, 4096u >> bits, s - (low << (ENTROPY_PRECISION - bits))), word);
+  return low;
+}
+
+#ifdef ENTROPY_VECTOR
+HD __m512i entropy_slot16(__m512i x, const u32* table) {
+  return _mm512_i32gather_epi32(_mm512_and_si512(x, _mm512_set1_epi32(ENTROPY_SLOTS - 1)), (const int*)table, 4);
+}
+HD __m512i entropy_take16(__m512i* x, __m512i slot, const u8** word) {
+  const __m512i f = _mm512_add_epi32(_mm512_and_si512(_mm512_srli_epi32(slot, 8), _mm512_set1_epi32(0xfff)),
+                                     _mm512_set1_epi32(1));
+  const __m512i v = _mm512_add_epi32(_mm512_mullo_epi32(f, _mm512_srli_epi32(*x, ENTROPY_PRECISION)),
+                                     _mm512_srli_epi32(slot, 20));
+  const __mmask16 low = _mm512_cmplt_epu32_mask(v, _mm512_set1_epi32(ENTROPY_LOW));
+  const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)*word));
+  *x = _mm512_mask_or_epi32(v, low, _mm512_slli_epi32(v, 16), _mm512_maskz_expand_epi32(low, words));
+  *word += 2 * __builtin_popcount(low);
+  return slot;
+}
+#endif
+
+/* Whole steps of 32 lanes for as long as there are 64 bytes to read; returns the next step. */
+HD i64 entropy_take_steps(EntropyReader* reader, i64 t, i64 steps, const u32* table, u8* symbol) {
+  const u8 *word = reader->word, *const stop = reader->stop - 2 * ENTROPY_LANES;
+  i64 p = t * ENTROPY_LANES;
+#ifdef ENTROPY_VECTOR
+  __m512i a = _mm512_loadu_si512(reader->x), b = _mm512_loadu_si512(reader->x + 16);
+  for (; t < steps && word <= stop; ++t, p += ENTROPY_LANES) {
+    const __m512i e = entropy_take16(&a, entropy_slot16(a, table), &word);
+    const __m512i f = entropy_take16(&b, entropy_slot16(b, table), &word);
+    _mm_storeu_si128((__m128i*)(symbol + p), _mm512_cvtepi32_epi8(e));
+    _mm_storeu_si128((__m128i*)(symbol + p + 16), _mm512_cvtepi32_epi8(f));
+  }
+  _mm512_storeu_si512(reader->x, a);
+  _mm512_storeu_si512(reader->x + 16, b);
+#else
+  int i;
+  for (; t < steps && word <= stop; ++t, p += ENTROPY_LANES)
+    for (i = 0; i < ENTROPY_LANES; ++i) symbol[p + i] = (u8)entropy_take1(reader->x + i, table, &word);
+#endif
+  reader->word = word;
+  return t;
+}
+
+/* All words read, and every lane where its encoder started? */
+HD EntropyFault entropy_close(const EntropyReader* reader) {
+  u32 wrong = 0;
+  int i;
+  for (i = 0; i < ENTROPY_LANES; ++i) wrong |= reader->x[i] ^ ENTROPY_LOW;
+  return wrong == 0 && reader->word == reader->stop ? ENTROPY_FINE : ENTROPY_DAMAGED;
+}
+
+/* n symbols of one model from a chunk at `data`; *used = its bytes. */
+static EntropyFault entropy_decode_chunk(const u8* data, i64 size, u32 words, i64 n, const u32* table, u8* symbol,
+                                         i64* used) {
+  const int lanes = entropy_lanes(n);
+  EntropyReader reader;
+  i64 t = 0, p;
+  const EntropyFault fault = entropy_open(&reader, data, size, words, lanes, used);
+  if (fault != ENTROPY_FINE) return fault;
+  for (; t * lanes < n; ++t) {
+    if (lanes == ENTROPY_LANES) t = entropy_take_steps(&reader, t, n / lanes, table, symbol);
+    if (!entropy_refill(&reader)) return ENTROPY_TRUNCATED;
+    for (p = t * lanes; p < (t + 1) * lanes && p < n; ++p)
+      symbol[p] = (u8)entropy_take1(reader.x + (p - t * lanes), table, &reader.word);
+  }
+  return entropy_close(&reader);
+}
+
+#endif

@@ -1,0 +1,936 @@
+from libc.math cimport fabs, floor
+from libc.stdlib cimport realloc
+
+cdef extern from "entropy_cpu.h" nogil:
+    enum:
+        ENTROPY_LANES
+        ENTROPY_CHUNK
+        ENTROPY_SLOTS
+        ENTROPY_SYMBOLS
+        ENTROPY_HEAD
+    ctypedef enum EntropyFault:
+        ENTROPY_FINE
+        ENTROPY_TRUNCATED
+        ENTROPY_DAMAGED
+    ctypedef struct EntropySource:
+        const u8* symbol
+        const u8* model
+        const u16* extra
+        const u32* table
+    int entropy_lanes(i64)
+    u32 entropy_code(u32, u32)
+    u32 entropy_slot(u32, u32, u32)
+    u32 entropy_order(int)
+    u16* entropy_encode_chunk(const EntropySource*, i64, u16*, u8*, int*)
+
+cdef extern from "trellis_cpu.h" nogil:
+    ctypedef struct TrellisCost:
+        f32 scale
+    f32 TRELLIS_FAR
+    f32 nearest_f32(f32)
+    int trellis_planes(int)
+    void trellis_search_of(const f32*, const u8*, i64, const TrellisCost*, u8*, i32*, int, int)
+
+cdef extern from "level_cpu.h" nogil:
+    enum:
+        LEVEL_CONTEXTS
+        LEVEL_MODELS
+        LEVEL_ESCAPED
+        LEVEL_FAR
+        LEVEL_LARGEST_SHIFT
+    ctypedef struct LevelCode:
+        int states
+        int labels
+        int dithered
+        int context
+        int shift
+    int level_models(const LevelCode*)
+    u32 level_octave(u32)
+    u32 level_decay(u32, u32)
+    u32 level_shift(const LevelCode*, u32)
+    i64 level_place(i64, i64, int, int)
+    i64 level_symbols_of(const LevelCode*, const i32*, const u8*, i64, u8*, u8*, u16*)
+    EntropyFault level_decode_of(const u8*, i64, u32, i64, const LevelCode*, const u32*, const u8*, i32*, i64*)
+    void level_dither(u64, i64, u64, int, f32*, u8*)
+
+ENTROPY_LARGEST_CHUNK = <int>ENTROPY_CHUNK
+LEVEL_OCTAVES = <int>LEVEL_CONTEXTS
+LEVEL_LIMIT = <int>LEVEL_FAR
+
+# What a thread works with on one chunk.
+ctypedef struct LevelRoom:
+    f32* u          # dither of the chunk's coordinates
+    u8* phase       # ... and its phase, in the order of coding
+    u8* natural     # ... and of coordinates
+    f32* a          # scaled coordinates, [step][32]
+    u8* octave
+    u8* decision
+    i32* level
+
+
+cdef int open_room(LevelRoom* room, i64 n, int states, bint searching) noexcept nogil:
+    cdef i64 most = min(n, <i64>ENTROPY_CHUNK)
+    # with fewer than 32 lanes the [step][32] arrays are longer than n: at most 2,048 steps
+    cdef i64 places = max(ceil_div(most, 128) * 128, <i64>min(most, 2048) * ENTROPY_LANES)
+    memset(room, 0, sizeof(LevelRoom))
+    room.u = <f32*>malloc(4 * places)
+    room.phase = <u8*>malloc(places)
+    room.natural = <u8*>malloc(places)
+    room.a = <f32*>malloc(4 * places)
+    room.level = <i32*>malloc(4 * places)
+    if searching:
+        room.octave = <u8*>malloc(places)
+        room.decision = <u8*>malloc(places * trellis_planes(states))
+        if room.octave == NULL or room.decision == NULL:
+            return -1
+    if room.u == NULL or room.phase == NULL or room.natural == NULL or room.a == NULL or room.level == NULL:
+        return -1
+    return 0
+
+
+cdef void close_room(LevelRoom* room) noexcept nogil:
+    free(room.u)
+    free(room.phase)
+    free(room.natural)
+    free(room.a)
+    free(room.octave)
+    free(room.decision)
+    free(room.level)
+
+
+cdef void draw_dither(const LevelCode* c, LevelRoom* room, i64 first, i64 n, u64 key) noexcept nogil:
+    cdef int lanes = entropy_lanes(n)
+    cdef i64 p
+    level_dither(<u64>first, n, key, c.states, room.u, room.natural)
+    if c.context:
+        for p in range(n):
+            room.phase[p] = room.natural[level_place(p, n, lanes, 1)]
+    else:
+        memcpy(room.phase, room.natural, n)
+
+
+cdef inline f32 scaled(f64 v, f64 far, f32 u) noexcept nogil:
+    return TRELLIS_FAR if not fabs(v) <= far else <f32>v + u
+
+
+cdef void scale_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, f64 far, LevelRoom* room) noexcept nogil:
+    """a[step][lane] = x / step + u, TRELLIS_FAR where |x| / step > far; zeros where there is no coordinate."""
+    cdef int lanes = entropy_lanes(n)
+    cdef i64 p, at, to
+    if lanes == ENTROPY_LANES and not c.context:
+        if c.dithered:
+            for p in range(n):
+                room.a[p] = scaled(x[p] * inverse, far, room.u[p])
+        else:
+            for p in range(n):
+                room.a[p] = scaled(x[p] * inverse, far, 0)
+        for p in range(n, ceil_div(n, lanes) * lanes):
+            room.a[p] = 0
+        return
+    memset(room.a, 0, 4 * ENTROPY_LANES * ceil_div(n, lanes))
+    for p in range(n):
+        at = level_place(p, n, lanes, c.context)
+        to = p // lanes * ENTROPY_LANES + p % lanes
+        room.a[to] = scaled(x[at] * inverse, far, room.u[at] if c.dithered else 0)
+
+
+cdef void guess_octaves(const LevelCode* c, i64 steps, LevelRoom* room) noexcept nogil:
+    """The contexts as they would be if every level were the nearest integer."""
+    cdef u32 total[32]
+    cdef u32 octave
+    cdef i64 t, p
+    cdef int l
+    cdef f32 v
+    memset(total, 0, sizeof(total))
+    for t in range(steps):
+        for l in range(ENTROPY_LANES):
+            p = t * ENTROPY_LANES + l
+            octave = level_octave(total[l])
+            room.octave[p] = <u8>octave
+            v = room.a[p]
+            v = -v if v < 0 else v
+            total[l] = level_decay(total[l], <u32>nearest_f32(v) if v < 32768 else
+                                   (<u32>256 << level_shift(c, octave) if v >= TRELLIS_FAR else 32768))
+
+
+cdef void uniform_chunk(const LevelCode* c, i64 places, f32 dead, f32 rounding, LevelRoom* room) noexcept nogil:
+    """Even levels: nearest to a, or towards zero by a dead zone (in units of two levels)."""
+    cdef i64 p
+    cdef f32 v, t, m
+    for p in range(places):
+        v = room.a[p]
+        if c.dithered:
+            m = nearest_f32(v * <f32>0.5)
+        else:
+            t = (-v if v < 0 else v) * <f32>0.5
+            m = nearest_f32(t + rounding - <f32>0.5)
+            m = 1 if m < 1 else m
+            m = 0 if t < dead else m
+            m = -m if v < 0 else m
+        room.level[p] = <i32>LEVEL_ESCAPED if v >= TRELLIS_FAR else 2 * <i32>m
+
+
+cdef int quantize_levels(const LevelCode* c, const real* x, i64 n, f64 inverse, f64 far, u64 key,
+                         const TrellisCost* cost, f32 dead, f32 rounding, i32* level) noexcept nogil:
+    cdef LevelRoom room
+    cdef i64 chunk, first, m, p, steps
+    cdef int lanes
+    cdef bint search = c.states > 1
+    if open_room(&room, n, c.states, search) != 0:
+        close_room(&room)
+        return -1
+    for chunk in range(ceil_div(n, ENTROPY_CHUNK)):
+        first = chunk * ENTROPY_CHUNK
+        m = min(<i64>ENTROPY_CHUNK, n - first)
+        lanes = entropy_lanes(m)
+        steps = ceil_div(m, lanes)
+        if c.dithered:
+            level_dither(<u64>first, m, key, c.states, room.u, room.natural)
+        scale_chunk(c, x + first, m, inverse, far, &room)
+        if not search:
+            uniform_chunk(c, steps * ENTROPY_LANES, dead, rounding, &room)
+        else:
+            if c.context and not c.dithered:
+                guess_octaves(c, steps, &room)
+            trellis_search_of(room.a, room.octave if c.context and not c.dithered else NULL, steps, cost,
+                              room.decision, room.level, c.labels, c.states)
+        if lanes == ENTROPY_LANES:
+            memcpy(level + first, room.level, 4 * m)
+        else:
+            for p in range(m):
+                level[first + p] = room.level[p // lanes * ENTROPY_LANES + p % lanes]
+    close_room(&room)
+    return 0
+
+
+cdef LevelCode code_of(int states, bint labels, bint dithered, int context, int shift) noexcept:
+    cdef LevelCode c
+    c.states = states
+    c.labels = labels
+    c.dithered = dithered
+    c.context = context
+    c.shift = shift
+    return c
+
+
+def level_quantize(x, tuple code, f64 inverse, f64 far, u64 key, costs, f32 dead, f32 rounding, level) -> None:
+    """Levels (i32) of x / step in the order of coding; `code` is (states, labels, dithered, context, shift).
+
+    inverse = 1 / step; |x| inverse > far is escaped. costs: float32, 8 numbers a row, a row for each parity (and
+    octave), used where states > 1; dead and rounding where states = 1 and nothing is dithered.
+    """
+    cdef View v = view(x, b"fd")
+    cdef View w = view(costs, b"f")
+    cdef View o = view(level, b"i", True)
+    cdef LevelCode c = code_of(code[0], code[1], code[2], code[3], code[4])
+    cdef int failed
+    need(o, v.n, "level")
+    need(w, 8 * 2 * (<i64>LEVEL_CONTEXTS if c.context else 1), "costs")
+    with nogil:
+        if v.kind == c"f":
+            failed = quantize_levels(&c, v.f32s(), v.n, inverse, far, key, <const TrellisCost*>w.f32s(), dead, rounding,
+                                     <i32*>o.buffer.buf)
+        else:
+            failed = quantize_levels(&c, v.f64s(), v.n, inverse, far, key, <const TrellisCost*>w.f32s(), dead, rounding,
+                                     <i32*>o.buffer.buf)
+    if failed:
+        raise MemoryError()
+
+
+def level_symbols(level, tuple code, u64 key, symbol, model, extra, counts) -> int:
+    """Symbols (u8), models (u8) and low bits (u16, or None) of levels; counts (u32, models x 256). Returns escapes."""
+    cdef View v = view(level, b"i")
+    cdef View s = view(symbol, b"B", True)
+    cdef View m = view(model, b"B", True)
+    cdef View e = view(extra, b"H", True) if extra is not None else None
+    cdef View k = view(counts, b"I", True)
+    cdef LevelCode c = code_of(code[0], code[1], code[2], code[3], code[4])
+    cdef int models = level_models(&c)
+    cdef LevelRoom room
+    cdef i64 chunk, first, n, escapes = 0, p
+    cdef u8* sp = s.u8s()
+    cdef u8* mp = m.u8s()
+    cdef u16* ep = <u16*>e.buffer.buf if e is not None else NULL
+    cdef u32* count = k.u32s()
+    cdef u32 other[3][16 * 256]
+    need(s, v.n, "symbol")
+    need(m, v.n, "model")
+    need(k, 256 * models, "counts")
+    if e is not None:
+        need(e, v.n, "extra")
+    with nogil:
+        if open_room(&room, v.n, c.states, False) == 0:
+            for chunk in range(ceil_div(v.n, ENTROPY_CHUNK)):
+                first = chunk * ENTROPY_CHUNK
+                n = min(<i64>ENTROPY_CHUNK, v.n - first)
+                if c.dithered:
+                    draw_dither(&c, &room, first, n, key)
+                escapes += level_symbols_of(&c, <const i32*>v.buffer.buf + first, room.phase, n, sp + first, mp + first,
+                                            ep + first if ep != NULL else NULL)
+            memset(count, 0, 1024 * models)
+            if models <= 16:        # four tables: equal symbols in a row would wait for each other
+                memset(other, 0, sizeof(other))
+                for p in range(0, v.n - 3, 4):
+                    count[256 * mp[p] + sp[p]] += 1
+                    other[0][256 * mp[p + 1] + sp[p + 1]] += 1
+                    other[1][256 * mp[p + 2] + sp[p + 2]] += 1
+                    other[2][256 * mp[p + 3] + sp[p + 3]] += 1
+                for p in range(v.n // 4 * 4, v.n):
+                    count[256 * mp[p] + sp[p]] += 1
+                for p in range(256 * models):
+                    count[p] += other[0][p] + other[1][p] + other[2][p]
+            else:
+                for p in range(v.n):
+                    count[256 * mp[p] + sp[p]] += 1
+        else:
+            escapes = -1
+        close_room(&room)
+    if escapes < 0:
+        raise MemoryError()
+    return escapes
+
+
+cdef f64 log2_of(f64 x) noexcept nogil:
+    """The same bits on every machine; x > 0 and normal, to 1e-13."""
+    cdef u64 b = bits_f64(x)
+    cdef i64 e = <i64>(b >> 52) - 1023
+    cdef f64 m = f64_bits((b & <u64>0xfffffffffffff) | <u64>1023 << 52), s, z
+    if m > 1.4142135623730951:
+        m *= 0.5
+        e += 1
+    s = (m - 1) / (m + 1)
+    z = s * s
+    s *= 1 + z * (1.0 / 3 + z * (1.0 / 5 + z * (1.0 / 7 + z * (1.0 / 9 + z * (1.0 / 11 + z * (1.0 / 13 + z / 15))))))
+    return <f64>e + s * 2.8853900817779268
+
+
+def entropy_bits(counts) -> float:
+    """sum of n log2 n - sum of c log2 c over the models: the bits of the symbols counted."""
+    cdef View k = view(counts, b"I")
+    cdef f64 bits = 0
+    cdef i64 m, i, n
+    with nogil:
+        for m in range(k.n // 256):
+            n = 0
+            for i in range(256 * m, 256 * m + 256):
+                n += k.u32s()[i]
+                if k.u32s()[i] > 1:
+                    bits -= k.u32s()[i] * log2_of(k.u32s()[i])
+            if n > 1:
+                bits += n * log2_of(<f64>n)
+    return bits
+
+
+def level_costs(counts, f64 weight, bint contexts, bint labels, costs) -> None:
+    """The cost rows (trellis.h, D) of models of counts: bits(j) fitted by weighted least squares, times `weight`.
+
+    counts: u32, [octave][parity][256] or [parity][256]. A model that was hardly seen gets 1/2 bit a level.
+    """
+    cdef View k = view(counts, b"I")
+    cdef View o = view(costs, b"f", True)
+    cdef i64 row, rows = k.n // 256
+    need(o, 8 * rows, "costs")
+    with nogil:
+        for row in range(rows):
+            fit_costs(k.u32s() + 256 * row, row & 1, row >> 1 if contexts else 0, labels, weight, o.f32s() + 8 * row)
+
+
+cdef void fit_costs(const u32* count, int q, i64 octave, bint labels, f64 weight, f32* cost) noexcept nogil:
+    cdef f64 w[5]
+    cdef f64 r[3]
+    cdef f64 bits, t, power, n = 0, base = 0, rest = 0, slope = 0.5, curve = 0, det, c, three, four
+    cdef int i, j, seen = 0
+    for i in range(2, 256):
+        n += count[i]
+    for i in range(5):
+        w[i] = 0
+    for i in range(3):
+        r[i] = 0
+    if n >= 100 and octave < 22:
+        for i in range(128):        # |j| from both signs
+            j = 2 * i + (q if not labels else 0) if not (labels and q) else 2 * i - 1
+            if j <= 0:
+                continue
+            c = 0
+            if i < 128 and 128 + i < 256:
+                c += count[128 + i]
+            if labels or not q:
+                c += count[128 - i] if 128 - i >= 2 else 0
+            else:
+                c += count[127 - i] if 127 - i >= 2 else 0
+            if c == 0:
+                continue
+            seen += 1
+            t = j
+            bits = log2_of(n) - log2_of(c / 2)
+            power = c
+            for j in range(5):
+                w[j] += power
+                if j < 3:
+                    r[j] += power * bits
+                power *= t
+        base = log2_of(n) - log2_of(count[128] if count[128] > 0 else 0.25)
+        rest = base + 4
+        # quadratic, straight, constant: the first whose slope and curve are not negative
+        if seen > 0:
+            det = (w[0] * (w[2] * w[4] - w[3] * w[3]) - w[1] * (w[1] * w[4] - w[2] * w[3])
+                   + w[2] * (w[1] * w[3] - w[2] * w[2]))
+            slope = -1
+            if seen > 2 and det > 1e-9 * w[0] * w[2] * w[4]:
+                slope = (w[0] * (r[1] * w[4] - r[2] * w[3]) - r[0] * (w[1] * w[4] - w[2] * w[3])
+                         + w[2] * (w[1] * r[2] - w[2] * r[1])) / det
+                curve = (w[0] * (w[2] * r[2] - w[3] * r[1]) - w[1] * (w[1] * r[2] - w[2] * r[1])
+                         + r[0] * (w[1] * w[3] - w[2] * w[2])) / det
+                if curve >= 0 and slope < 0:        # bits = rest + curve t^2
+                    det = w[0] * w[4] - w[2] * w[2]
+                    slope = 0
+                    curve = (w[0] * r[2] - w[2] * r[0]) / det
+                    if curve < 0:
+                        slope = -1
+                elif curve < 0:
+                    slope = -1
+            if slope < 0:
+                curve = 0
+                det = w[0] * w[2] - w[1] * w[1]
+                slope = (w[0] * r[1] - w[1] * r[0]) / det if seen > 1 and det > 1e-9 * w[0] * w[2] else 0.5
+                slope = 0 if slope < 0 else slope
+            rest = (r[0] - slope * w[1] - curve * w[2]) / w[0]
+            rest = 0 if rest < 0 else rest
+    elif octave >= 22:
+        slope = 0
+    three = rest + 3 * slope + 9 * curve - base
+    four = rest + 4 * slope + 16 * curve - base
+    cost[0] = <f32>(1 / (1 + weight * curve))
+    cost[1] = <f32>(weight * slope / 2 / (1 + weight * curve))
+    cost[2] = <f32>(weight * base)
+    cost[3] = <f32>(weight * rest)
+    cost[4] = <f32>(weight * slope)
+    cost[5] = <f32>(weight * curve)
+    cost[6] = <f32>(1.5 + weight * three / 6)
+    cost[7] = <f32>(2 + weight * four / 8)
+
+
+cdef void frequencies(const u32* count, u32* f) noexcept nogil:
+    """4096 shared out by counts, at least one to each: the shortest code, one unit at a time (all zero if n = 0)."""
+    cdef u64 n = 0
+    cdef i64 total = 0
+    cdef f64 gain, best
+    cdef int i, chosen
+    for i in range(256):
+        n += count[i]
+    for i in range(256):
+        f[i] = 0
+        if count[i]:
+            f[i] = <u32>(<u64>count[i] * ENTROPY_SLOTS // n)
+            f[i] = f[i] if f[i] else 1
+        total += f[i]
+    while n and total != ENTROPY_SLOTS:
+        chosen = -1
+        best = 0
+        for i in range(256):
+            if total < ENTROPY_SLOTS and count[i]:
+                gain = count[i] / (f[i] + 0.5)
+                if chosen < 0 or gain > best:
+                    chosen = i
+                    best = gain
+            elif total > ENTROPY_SLOTS and f[i] > 1:
+                gain = count[i] / (f[i] - 0.5)
+                if chosen < 0 or gain < best:
+                    chosen = i
+                    best = gain
+        if total < ENTROPY_SLOTS:
+            f[chosen] += 1
+            total += 1
+        else:
+            f[chosen] -= 1
+            total -= 1
+
+
+# A growing string of bytes and bits, least significant first.
+ctypedef struct Writer:
+    u8* data
+    i64 used, room
+    u64 held
+    int bits
+    bint failed
+
+
+cdef void reserve(Writer* w, i64 more) noexcept nogil:
+    cdef i64 room
+    cdef void* data
+    if w.used + more > w.room and not w.failed:
+        room = 2 * w.room + more
+        data = realloc(w.data, room)
+        if data == NULL:
+            w.failed = True
+            return
+        w.data = <u8*>data
+        w.room = room
+
+
+cdef void write_bytes(Writer* w, const void* p, i64 n) noexcept nogil:
+    reserve(w, n)
+    if not w.failed:
+        memcpy(w.data + w.used, p, n)
+        w.used += n
+
+
+cdef void write_bits(Writer* w, u64 value, int n) noexcept nogil:
+    """n <= 32 bits."""
+    cdef u8 byte
+    w.held |= value << w.bits
+    w.bits += n
+    while w.bits >= 8:
+        byte = <u8>w.held
+        write_bytes(w, &byte, 1)
+        w.held >>= 8
+        w.bits -= 8
+
+
+cdef void write_end(Writer* w) noexcept nogil:
+    if w.bits:
+        write_bits(w, 0, 8 - w.bits)
+
+
+ctypedef struct Reader:
+    const u8* data
+    i64 at, stop
+    u64 held
+    int bits
+
+
+cdef u64 read_bits(Reader* r, int n) noexcept nogil:
+    """n <= 32 bits; zeros, and at > stop, where the data ends."""
+    cdef u64 value
+    while r.bits < n:
+        if r.at < r.stop:
+            r.held |= <u64>r.data[r.at] << r.bits
+        r.at += 1
+        r.bits += 8
+    value = r.held & ((<u64>1 << n) - 1)
+    r.held >>= n
+    r.bits -= n
+    return value
+
+
+cdef inline int width_of(u32 x) noexcept nogil:
+    cdef int n = 0
+    while x >> n:
+        n += 1
+    return n
+
+
+cdef void write_model(Writer* w, const u32* f) noexcept nogil:
+    """One bit: used? Then frequencies in entropy_order, each in the bits of what is left, until nothing is."""
+    cdef u32 left = 0
+    cdef int i
+    for i in range(256):
+        left += f[i]
+    write_bits(w, left != 0, 1)
+    i = 0
+    if left:        # escapes are rare: one bit says that there are none
+        write_bits(w, f[0] + f[1] != 0, 1)
+        i = 0 if f[0] + f[1] != 0 else 2
+    while left:
+        write_bits(w, f[entropy_order(i)], width_of(left))
+        left -= f[entropy_order(i)]
+        i += 1
+
+
+cdef int read_model(Reader* r, u32* f) noexcept nogil:
+    cdef u32 left = ENTROPY_SLOTS
+    cdef int i
+    memset(f, 0, 4 * 256)
+    if not read_bits(r, 1):
+        return 0
+    i = 0 if read_bits(r, 1) else 2
+    while left:
+        if i == 256 or r.at > r.stop:
+            return -1
+        f[entropy_order(i)] = <u32>read_bits(r, width_of(left))
+        if f[entropy_order(i)] > left:
+            return -1
+        left -= f[entropy_order(i)]
+        i += 1
+    return 0
+
+
+cdef void write_escape(Writer* w, f64 value, bint far, bint dithered) noexcept nogil:
+    """Whole numbers: [far?], sign, then the exponent in Elias' gamma code and 23 (52 where needed) bits below it."""
+    cdef f64 v = fabs(value)
+    cdef u64 b = bits_f64(v)
+    cdef int e = <int>(b >> 52) - 1023 if v >= 1 else -1, n = width_of(<u32>(e + 2)), below
+    if dithered:
+        write_bits(w, far, 1)
+    write_bits(w, value < 0, 1)
+    write_bits(w, 0, n - 1)
+    write_bits(w, 1, 1)
+    write_bits(w, <u64>(e + 2) & ((<u64>1 << (n - 1)) - 1), n - 1)
+    below = min(max(e, 0), 52)
+    b = (b & <u64>0xfffffffffffff) >> (52 - below)
+    write_bits(w, <u32>b, min(below, 32))
+    write_bits(w, b >> 32, max(below - 32, 0))
+
+
+cdef f64 read_escape(Reader* r, bint dithered, bint* far) noexcept nogil:
+    cdef bint minus
+    cdef int n = 1, e, below
+    cdef u64 b
+    cdef f64 v
+    far[0] = read_bits(r, 1) if dithered else False
+    minus = read_bits(r, 1)
+    while not read_bits(r, 1):
+        n += 1
+        if n > 11 or r.at > r.stop + 8:
+            r.at = r.stop + 9       # no encoder writes this
+            return 0
+    e = <int>(<u64>1 << (n - 1) | read_bits(r, n - 1)) - 2
+    if e < 0:
+        return 0
+    if e > 1023:
+        r.at = r.stop + 9
+        return 0
+    below = min(e, 52)
+    b = read_bits(r, min(below, 32))
+    b |= read_bits(r, max(below - 32, 0)) << 32
+    v = f64_bits(<u64>(e + 1023) << 52 | b << (52 - below))
+    return -v if minus else v
+
+
+cdef void put_escapes(Writer* w, const LevelCode* c, const real* x, i64 n, f64 inverse, const i32* level,
+                      const u8* symbol) noexcept nogil:
+    cdef i64 p
+    cdef int lanes = entropy_lanes(n)
+    cdef f64 v
+    for p in range(n):
+        if symbol[p] >= 2:
+            continue
+        if level[p] < LEVEL_ESCAPED + 2:
+            v = x[level_place(p, n, lanes, c.context)] * inverse
+            write_escape(w, floor(v + 0.5) if fabs(v) < 4503599627370496.0 else v, True, c.dithered)
+        else:
+            write_escape(w, level[p], False, c.dithered)
+
+
+def level_encode(x, tuple code, f64 inverse, level, symbol, model, extra, counts) -> bytearray:
+    """Models, chunks and escapes of what level_quantize and level_symbols made."""
+    cdef View v = view(x, b"fd")
+    cdef View l = view(level, b"i")
+    cdef View s = view(symbol, b"B")
+    cdef View m = view(model, b"B")
+    cdef View e = view(extra, b"H") if extra is not None else None
+    cdef View k = view(counts, b"I")
+    cdef LevelCode c = code_of(code[0], code[1], code[2], code[3], code[4])
+    cdef int models = level_models(&c), i, j, head_bytes
+    cdef i64 n = v.n, chunks = ceil_div(n, ENTROPY_CHUNK), first, size, at, escapes, start
+    cdef u32 f[256]
+    cdef u32* table = <u32*>malloc(1024 * models)
+    cdef u16* words = <u16*>malloc(2 * (2 * min(n, <i64>ENTROPY_CHUNK) + 64))
+    cdef u16* end
+    cdef u16* begin
+    cdef u8 head[ENTROPY_HEAD]
+    cdef EntropySource source
+    cdef Writer w
+    cdef u32 total, entry
+    cdef bint choice = False, escaped = False
+    need(l, n, "level")
+    need(s, n, "symbol")
+    need(m, n, "model")
+    need(k, 256 * models, "counts")
+    if e is not None:
+        need(e, n, "extra")
+    memset(&w, 0, sizeof(w))
+    w.failed = table == NULL or words == NULL
+    with nogil:
+        for i in range(models if not w.failed else 0):
+            frequencies(k.u32s() + 256 * i, f)
+            write_model(&w, f)
+            total = 0
+            for j in range(256):
+                table[256 * i + j] = entropy_code(f[j], total)
+                total += f[j]
+                choice |= 0 < f[j] < <u32>ENTROPY_SLOTS
+            escaped |= f[0] + f[1] != 0
+        write_end(&w)
+        choice |= e is not None
+        at = w.used
+        reserve(&w, 4 * chunks * (choice + escaped))
+        if not w.failed:
+            memset(w.data + w.used, 0, 4 * chunks * (choice + escaped))
+            w.used += 4 * chunks * (choice + escaped)
+        if choice and not w.failed:     # one symbol a model needs no words at all
+            for i in range(chunks):
+                first = <i64>i * ENTROPY_CHUNK
+                size = min(<i64>ENTROPY_CHUNK, n - first)
+                source.symbol = s.u8s() + first
+                source.model = m.u8s() + first if models > 1 else NULL
+                source.extra = <u16*>e.buffer.buf + first if e is not None else NULL
+                source.table = table
+                end = words + 2 * size + 32
+                begin = entropy_encode_chunk(&source, size, end, head, &head_bytes)
+                write_bytes(&w, head, head_bytes)
+                write_bytes(&w, begin, 2 * (end - begin))
+                if w.failed:
+                    break
+                entry = <u32>(end - begin)
+                memcpy(w.data + at + 4 * i, &entry, 4)
+            at += 4 * chunks
+        if escaped and not w.failed:
+            for i in range(chunks):
+                first = <i64>i * ENTROPY_CHUNK
+                size = min(<i64>ENTROPY_CHUNK, n - first)
+                start = w.used
+                if v.kind == c"f":
+                    put_escapes(&w, &c, v.f32s() + first, size, inverse, <const i32*>l.buffer.buf + first,
+                                s.u8s() + first)
+                else:
+                    put_escapes(&w, &c, v.f64s() + first, size, inverse, <const i32*>l.buffer.buf + first,
+                                s.u8s() + first)
+                write_end(&w)
+                if w.failed:
+                    break
+                entry = <u32>(w.used - start)
+                memcpy(w.data + at + 4 * i, &entry, 4)
+    try:
+        if w.failed:
+            raise MemoryError()
+        return bytearray(w.data[:w.used])
+    finally:
+        free(table)
+        free(words)
+        free(w.data)
+
+
+cdef void add_moments(const LevelCode* c, const real* x, i64 n, f64 inverse, const LevelRoom* room, const i32* level,
+                      f64* moment) noexcept nogil:
+    cdef int lanes = entropy_lanes(n), which
+    cdef i64 p, at
+    cdef i32 j
+    cdef f64 d
+    for p in range(n):
+        j = level[p]
+        if j < LEVEL_ESCAPED + 2:
+            continue
+        at = level_place(p, n, lanes, 1) if c.context else p
+        d = x[at] * inverse - j
+        if c.dithered:
+            d += room.u[at]
+        moment[0] += d * d
+        if j != 0:
+            which = 2 * min(-j if j < 0 else j, 3)
+            moment[which - 1] += 1
+            moment[which] += -d if j < 0 else d
+
+
+def level_moments(x, tuple code, f64 inverse, u64 key, level, moments) -> None:
+    """moments (float64, 7): sum of (x / step - j)^2, then for |j| = 1, 2 and more their number and the sum of
+    (x / step - j) sign(j). Escapes count for nothing."""
+    cdef View v = view(x, b"fd")
+    cdef View l = view(level, b"i")
+    cdef View o = view(moments, b"d", True)
+    cdef LevelCode c = code_of(code[0], code[1], code[2], code[3], code[4])
+    cdef LevelRoom room
+    cdef i64 chunk, first, n
+    cdef int failed
+    need(l, v.n, "level")
+    need(o, 7, "moments")
+    memset(o.f64s(), 0, 56)
+    with nogil:
+        failed = open_room(&room, v.n, c.states, False)
+        for chunk in range(ceil_div(v.n, ENTROPY_CHUNK) if not failed else 0):
+            first = chunk * ENTROPY_CHUNK
+            n = min(<i64>ENTROPY_CHUNK, v.n - first)
+            if c.dithered:
+                level_dither(<u64>first, n, key, c.states, room.u, room.natural)
+            if v.kind == c"f":
+                add_moments(&c, v.f32s() + first, n, inverse, &room, <const i32*>l.buffer.buf + first, o.f64s())
+            else:
+                add_moments(&c, v.f64s() + first, n, inverse, &room, <const i32*>l.buffer.buf + first, o.f64s())
+        close_room(&room)
+    if failed:
+        raise MemoryError()
+
+
+cdef inline void put_value(real* out, i64 i, f64 value, bint add, real weight) noexcept nogil:
+    if add:
+        out[i] += weight * <real>value
+    else:
+        out[i] = <real>value
+
+
+cdef void level_values(const LevelCode* c, const LevelRoom* room, i64 n, f64 step, const f64* offset, bint add,
+                       f64 weight, real* out) noexcept nogil:
+    """out = step (j +- offset_|j|) or step (j - u), at the places of the levels."""
+    cdef int lanes = entropy_lanes(n)
+    cdef i64 p, at
+    cdef i32 j, size
+    cdef f64 v, near = offset[0], mid = offset[1], rest = offset[2]
+    cdef real w = <real>weight
+    for p in range(n):
+        j = room.level[p]
+        at = level_place(p, n, lanes, 1) if c.context else p
+        if c.dithered:
+            v = <f64>j - room.u[at]
+        else:
+            size = -j if j < 0 else j
+            v = rest
+            if size < 3:
+                v = mid if size == 2 else near
+            v = size + v if size > 0 else 0
+            v = -v if j < 0 else v
+        put_value(out, at, v * step, add, w)
+
+
+cdef int patch_escapes(const LevelCode* c, const LevelRoom* room, i64 n, f64 step, bint add, f64 weight, Reader* r,
+                       real* out) noexcept nogil:
+    cdef int lanes = entropy_lanes(n)
+    cdef i64 p, at
+    cdef bint far = False
+    cdef f64 v, most
+    if real is f32:
+        most = 3.4028234663852886e38
+    else:
+        most = 1.7976931348623157e308
+    for p in range(n):
+        if room.level[p] >= LEVEL_ESCAPED + 2:
+            continue
+        at = level_place(p, n, lanes, c.context)
+        v = read_escape(r, c.dithered, &far)
+        if r.at > r.stop + 8:
+            return -1
+        v = v - room.u[at] if c.dithered and not far else v
+        v *= step
+        v = most if v > most else -most if v < -most else v
+        put_value(out, at, v, add, <real>weight)
+    return 0
+
+
+cdef int decode_levels(const LevelCode* c, const u8* data, i64 size, i64 n, u64 key, f64 step, const f64* offset,
+                       bint add, f64 weight, real* out) noexcept nogil:
+    """0, or the kind of damage: 1 models, 2 truncated, 3 a chunk, 4 escapes, 5 longer than coded, 6 no memory."""
+    cdef int models = level_models(c), i, j, fault = 0
+    cdef u32 f[256]
+    cdef u32* table = <u32*>malloc(4 * <i64>ENTROPY_SLOTS * models)
+    cdef LevelRoom room
+    cdef Reader r, tail
+    cdef i64 chunks = ceil_div(n, ENTROPY_CHUNK), m, used, entries, escapes, here
+    cdef u32 start, entry
+    cdef int slot
+    cdef bint choice = c.shift > 0 or c.context, escaped = False, any_model = False
+    cdef i32 only = 0
+    memset(&r, 0, sizeof(r))
+    r.data = data
+    r.stop = size
+    if open_room(&room, n, c.states, False) != 0 or table == NULL:
+        fault = 6
+    for i in range(models if not fault else 0):
+        if read_model(&r, f) != 0:
+            fault = 1
+            break
+        start = 0
+        for j in range(256):
+            for slot in range(<int>f[j]):
+                table[ENTROPY_SLOTS * i + start + slot] = entropy_slot(<u32>j, f[j], <u32>slot)
+            start += f[j]
+            choice |= 0 < f[j] < <u32>ENTROPY_SLOTS
+        any_model |= start != 0
+        if start == 0:      # never asked for by an encoder: anything safe
+            for slot in range(ENTROPY_SLOTS):
+                table[ENTROPY_SLOTS * i + slot] = entropy_slot(128, ENTROPY_SLOTS, <u32>slot)
+        escaped |= f[0] + f[1] != 0
+    if r.at > r.stop and not fault:
+        fault = 2
+    entries = r.at
+    escapes = entries + 4 * chunks * choice
+    here = escapes + 4 * chunks * escaped
+    if here > size and not fault:
+        fault = 2
+    # the escapes stand behind all chunks: their place is known once the chunks have been passed
+    tail = r
+    tail.at = here
+    tail.bits = 0
+    tail.held = 0
+    if choice and escaped and not fault:
+        for i in range(chunks):
+            m = min(<i64>ENTROPY_CHUNK, n - <i64>i * ENTROPY_CHUNK)
+            memcpy(&entry, data + entries + 4 * i, 4)
+            used = chunk_size(data + tail.at, size - tail.at, m, entry)
+            if used < 0:
+                fault = 2
+                break
+            tail.at += used
+    i = 0
+    while i < chunks and not fault:
+        m = min(<i64>ENTROPY_CHUNK, n - <i64>i * ENTROPY_CHUNK)
+        if c.dithered:
+            draw_dither(c, &room, <i64>i * ENTROPY_CHUNK, m, key)
+        if choice:
+            memcpy(&entry, data + entries + 4 * i, 4)
+            if level_decode_of(data + here, size - here, entry, m, c, table, room.phase, room.level,
+                               &used) != ENTROPY_FINE:
+                fault = 3
+                break
+            here += used
+        else:
+            only_levels(c, table, m, &room)
+        level_values(c, &room, m, step, offset, add, weight, out + <i64>i * ENTROPY_CHUNK)
+        if escaped:
+            memcpy(&entry, data + escapes + 4 * i, 4)
+            tail.bits = 0
+            tail.held = 0
+            if entry > size - tail.at:
+                fault = 2
+                break
+            tail.stop = tail.at + entry
+            if patch_escapes(c, &room, m, step, add, weight, &tail, out + <i64>i * ENTROPY_CHUNK) != 0 or \
+                    tail.at > tail.stop:
+                fault = 4
+                break
+            tail.at = tail.stop
+        i += 1
+    if not fault and (tail.at if escaped else here) != size:
+        fault = 5
+    close_room(&room)
+    free(table)
+    return fault
+
+
+cdef i64 chunk_size(const u8* data, i64 left, i64 n, u32 words) noexcept nogil:
+    """Bytes of a chunk from its lengths, -1 where they are not there."""
+    cdef int lanes = entropy_lanes(n), i
+    cdef i64 bits = 0, total
+    if left < (lanes + 1) // 2:
+        return -1
+    for i in range(lanes):
+        bits += 16 + (data[i // 2] >> (i % 2 * 4) & 15)
+    total = (lanes + 1) // 2 + (bits + 7) // 8 + 2 * <i64>words
+    return total if total <= left else -1
+
+
+cdef void only_levels(const LevelCode* c, const u32* table, i64 n, LevelRoom* room) noexcept nogil:
+    """Every model has one symbol: no words were sent, and a coder of no words says which."""
+    cdef u8 nothing[ENTROPY_HEAD]
+    cdef i64 used
+    memset(nothing, 0, sizeof(nothing))
+    level_decode_of(nothing, ENTROPY_HEAD, 0, n, c, table, room.phase, room.level, &used)
+
+
+def level_decode(data, tuple code, i64 n, u64 key, f64 step, offsets, out, f64 weight, bint add) -> None:
+    """out = or += weight * the vector that level_encode's bytes stand for; ValueError where they are not."""
+    cdef View d = view(data, b"B")
+    cdef View o = view(out, b"fd", True)
+    cdef View off = view(offsets, b"d")
+    cdef LevelCode c = code_of(code[0], code[1], code[2], code[3], code[4])
+    cdef int fault
+    need(o, n, "out")
+    need(off, 3, "offsets")
+    with nogil:
+        if o.kind == c"f":
+            fault = decode_levels(&c, d.u8s(), d.n, n, key, step, off.f64s(), add, weight, o.f32s())
+        else:
+            fault = decode_levels(&c, d.u8s(), d.n, n, key, step, off.f64s(), add, weight, o.f64s())
+    if fault == 6:
+        raise MemoryError()
+    if fault:
+        raise ValueError("coded levels: " + ("the models are damaged", "truncated", "a chunk does not decode",
+                                             "the escapes do not decode", "longer than coded")[fault - 1])
