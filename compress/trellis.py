@@ -12,22 +12,24 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import numpy as np
 
 from . import kernels
 from ._cpu import kernels as _shapes
-from .compressor import Compressor, Contractive, Unbiased, positive_int, refuse_nonfinite, settle
+from .compressor import Compressor, Contractive, Unbiased, name_of, positive_int, refuse_nonfinite, settle
 
 _CHUNK = _shapes.ENTROPY_LARGEST_CHUNK
 _OCTAVES = _shapes.LEVEL_OCTAVES
 _SAMPLE = 2**15
 _MOST_SHIFT = 12
 _STEPS = 12  # corrections of the step at most
+_LESSONS = 4  # of them with a new plan, on the sample
+_NEAR = 0.006  # as near as bits and error come to what was asked for; 0.01 is promised
 _SIGN = 1
-_PLAIN = 0.46209812037329684  # ln 2 / 6 x 4: what a bit may cost, in squared steps of a trellis
+_BIT = 0.35  # squared steps that the search may give for a bit; .3 to .46 are within a thousandth
 _WIDEST = 2.0**1000
 
 
@@ -84,6 +86,14 @@ class _Coded(Compressor):
         chunks = -(-d // _CHUNK)
         return 8 * (12 + 400 * 96) + chunks * (64 + 32 * 40) + 110 * d
 
+    def __repr__(self):
+        given = [
+            ("bits" if f.name == "rate" else f.name, getattr(self, f.name))
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        ]
+        return f"{name_of(self)}({', '.join(f'{name}={value!r}' for name, value in given)})"
+
     # Encoding
 
     def _encode(self, x, key, out):
@@ -97,53 +107,56 @@ class _Coded(Compressor):
         rms = size / math.sqrt(x.size)
         largest = float(k.max_abs(x))
         if rms < 1e-290 or largest > 1e290:
-            raise ValueError(f"the norm of x is {size:g}: scale x so that it lies within 1e-290 and 1e290")
-        attempt = self._search(x, key, rms, largest)
-        data = attempt.payload()
+            raise ValueError(f"the norm of x is {size:g}: out of the range 1e-290 to 1e290")
+        data = self._search(x, key, rms, largest)
         payload = kernels.buffer(len(data), out)
         payload[:] = np.frombuffer(data, np.uint8)
         return payload, 8 * len(data)
 
     def _search(self, x, key, rms, largest):
-        """The attempt whose bits or error are what was asked for: first on a sample, then on all of x."""
+        """The payload whose bits or error are what was asked for: first on a sample, then on all of x."""
         if self.step is not None:
-            return _Attempt(self, x, key, self.step / self._unit, self._guess(x, key, rms, self.step / self._unit))
+            step = self.step / self._unit
+            return _Attempt(self, x, key, step, self._guess(x, key, rms, step)).payload()
         if self._exact_error():
             step = math.sqrt(12 * self.nmse) * rms / self._unit
-            return _Attempt(self, x, key, step, self._guess(x, key, rms, step))
-        part = _sample(x, self.context)
+            return _Attempt(self, x, key, step, self._guess(x, key, rms, step)).payload()
         finest = max(largest * 2.0**-22, 1e-300)
         target = self.rate if self.rate is not None else self.nmse
         step = rms * (2.0**-target * 1.6 if self.rate is not None else math.sqrt(12 * self.nmse) / 2)
-        plan, step = self._plan(part, key, rms, step, finest, x.size)
-        best = None
+        plan, step = self._plan(_sample(x, self.context), key, rms, step, finest, x.size)
+        search, best, unseen = _Bracket(self, finest), (math.inf, step), 0.0
         for _ in range(_STEPS):
-            attempt = _Attempt(self, x, key, step, plan)
+            attempt = None  # frees its arrays before the next takes its own
+            attempt = _Attempt(self, x, key, step, plan, unseen=unseen)
             miss = attempt.miss(rms)
-            if best is None or abs(miss) < abs(best.miss(rms)):
-                best = attempt
-            if -0.006 <= miss <= 0.001 or (step <= finest and miss < 0):
-                break
-            step = _corrected(self, step, miss, target, finest)
-        return best
+            if abs(miss) <= _NEAR or (step <= finest and miss < 0):
+                data = attempt.payload()
+                real = 8 * len(data) / x.size
+                if self.rate is None or miss < -_NEAR or abs(real / self.rate - 1) < 0.008:
+                    return data
+                unseen += real - attempt.rate()  # headers were estimated
+                miss, search = real / self.rate - 1, _Bracket(self, finest)
+            best = min(best, (abs(miss), step))
+            step = search.next(step, miss)
+        return _Attempt(self, x, key, best[1], plan).payload()
 
     def _plan(self, part, key, rms, step, finest, size):
-        """Costs, shift and labels on a sample, and the step that would meet the target there."""
+        """What a sample teaches: costs, shift and labels, and the step that would meet the target there."""
         best = None
-        target = self.rate if self.rate is not None else self.nmse
         for labels in self._labels():
-            plan, s = _Plan(labels=labels), step
-            for turn in range(_STEPS):
-                attempt = _Attempt(self, part, key, s, plan, whole=size)
-                plan = attempt.learn()
+            plan, search = _Plan(labels=labels), _Bracket(self, finest)
+            for turn in range(_LESSONS + _STEPS):
+                attempt = _Attempt(self, part, key, step, plan, whole=size)
                 miss = attempt.miss(rms)
-                if turn > 3 and abs(miss) < 0.004:
+                if turn >= _LESSONS and abs(miss) < _NEAR / 2:
                     break
-                s = _corrected(self, s, miss, target, finest)
-            attempt = _Attempt(self, part, key, s, plan, whole=size)
-            merit = math.log2(attempt.error(rms)) + 2 * attempt.rate() if attempt.error(rms) > 0 else -math.inf
+                if turn < _LESSONS:
+                    plan, search = attempt.learn(), _Bracket(self, finest)
+                step = search.next(step, miss)
+            merit = math.log2(max(attempt.error(rms), 1e-300)) + 2 * attempt.rate() + 10 * abs(miss)
             if best is None or merit < best[0]:
-                best = merit, plan, s
+                best = merit, plan, attempt.step
         return best[1], best[2]
 
     def _guess(self, x, key, rms, step):
@@ -207,35 +220,44 @@ class _Plan:
 class _Attempt:
     """x at one step: levels, symbols and counts, and what they would cost."""
 
-    def __init__(self, compressor, x, key, step, plan, whole=None):
+    def __init__(self, compressor, x, key, step, plan, whole=None, unseen=0.0):
         c = compressor
+        measured = whole is not None or c.nmse is not None  # a sample teaches, and an error must be known
         self.c, self.x, self.key, self.plan = c, x, key, plan
-        self.whole = whole or x.size
-        narrow = float(np.float32(step))
-        self.wide = not 2.0**-100 < narrow < 2.0**100
-        self.step = step if self.wide else narrow
+        self.whole, self.unseen = whole or x.size, unseen
+        self.wide = not 2.0**-100 < step < 2.0**100
+        self.step = step if self.wide else float(np.float32(step))
         merged = 2 if c.unbiased else 0
         self.code = c._code(plan.labels, plan.shift, merged)
         k = kernels.of(x)
         self.inverse = c._sign(key) / self.step
         far = 1e6 if c.context else float(_shapes.LEVEL_LIMIT << plan.shift)
-        self.level = np.empty(x.size, np.int32)
         costs = plan.costs
         if costs is None or c.unbiased:
             costs = np.zeros((_OCTAVES * 2, 8), np.float32)
             costs[:, 0], costs[:, 6], costs[:, 7] = 1, 1.5, 2
-        word = key.word if c.unbiased else 0
-        k.level_quantize(
-            x, self.code, self.inverse, far, word, costs.ravel(), plan.dead, plan.rounding, self.level
-        )
         models = c._models(merged)
-        self.symbol, self.model = np.empty(x.size, np.uint8), np.empty(x.size, np.uint8)
+        self.symbol = np.empty(x.size, np.uint8)
+        self.model = np.empty(x.size, np.uint8) if models > 1 else None
         self.extra = np.empty(x.size, np.uint16) if plan.shift or c.context else None
         self.counts = np.empty(models * 256, np.uint32)
-        self.escapes = k.level_symbols(
-            self.level, self.code, word, self.symbol, self.model, self.extra, self.counts
+        moments = np.empty(7) if measured else None
+        self.escapes, *self.escaped = k.level_encode_symbols(
+            x,
+            self.code,
+            self.inverse,
+            far,
+            key.word if c.unbiased else 0,
+            costs.ravel(),
+            plan.dead,
+            plan.rounding,
+            self.symbol,
+            self.model,
+            self.extra,
+            self.counts,
+            moments,
         )
-        self._sums = None
+        self.moments = moments.tolist() if measured else None
 
     def rate(self):
         """Bits a coordinate, of x as large as `whole`."""
@@ -246,21 +268,14 @@ class _Attempt:
         lanes = 32 * max(chunks, 1) if self.whole >= 2**15 else max(1, self.whole / 1024)
         header = 60 + 24 * used + 9 * symbols + 32 * chunks + 19.5 * lanes
         coded = kernels.of(self.x).entropy_bits(self.counts) + 24.0 * self.escapes
-        return coded / n + low + header / self.whole
+        return coded / n + low + header / self.whole + self.unseen
 
     def error(self, rms):
         """NMSE after the levels are moved to where the plan says."""
-        total, *pairs = self._moments()
+        total, *pairs = self.moments
         for (count, off), move in zip(zip(pairs[::2], pairs[1::2], strict=True), self.plan.offsets, strict=True):
             total += count * move * move - 2 * off * move
         return max(total, 0.0) * self.step**2 / (rms * rms * self.x.size)
-
-    def _moments(self):
-        if self._sums is None:
-            self._sums = np.empty(7)
-            word = self.key.word if self.c.unbiased else 0
-            kernels.of(self.x).level_moments(self.x, self.code, self.inverse, word, self.level, self._sums)
-        return self._sums.tolist()
 
     def miss(self, rms):
         """By how much, relatively, the bits or the error are above what was asked for."""
@@ -273,25 +288,26 @@ class _Attempt:
         old, k = self.plan, kernels.of(self.x)
         plan = _Plan(old.labels, old.shift)
         if not self.c.unbiased:
-            _, *pairs = self._moments()
+            _, *pairs = self.moments
             plan.offsets = tuple(
                 min(max(round(256 * off / count) / 256, -0.49), 0.49) if count else 0.0
                 for count, off in zip(pairs[::2], pairs[1::2], strict=True)
             )
             if self.c._states > 1:
                 costs = np.empty((len(self.counts) // 256, 8), np.float32)
-                k.level_costs(self.counts, _PLAIN, bool(self.c.context), bool(old.labels), costs.ravel())
+                k.level_costs(self.counts, _BIT, bool(self.c.context), bool(old.labels), costs.ravel())
                 plan.costs = costs
             else:
                 plan.dead, plan.rounding = _thresholds(self.counts)
         if not self.c.context:
             far = self.escapes / self.x.size
-            plan.shift = min(old.shift + 1, _MOST_SHIFT) if far > 0.002 and self._spread() else old.shift
+            wide = far > 0.002 or self._spread() > 100
+            plan.shift = min(old.shift + 1, _MOST_SHIFT) if wide and self._spread() > 32 else old.shift
         return plan
 
     def _spread(self):
-        """Are the symbols spread so evenly that their low bit is worth a bit?"""
-        return np.count_nonzero(self.counts.reshape(-1, 256).sum(0) > self.x.size / 2048) > 100
+        """How many symbols share the vector, none of them rare: where many do, the lowest bit is as good as random."""
+        return np.count_nonzero(self.counts.reshape(-1, 256).sum(0) > self.x.size / 1024)
 
     def payload(self):
         plan, code = self.plan, self.code
@@ -301,7 +317,7 @@ class _Attempt:
             head += np.array([round(256 * o) for o in plan.offsets], np.int8).tobytes()
         head += struct.pack("<d" if self.wide else "<f", self.step)
         return head + kernels.of(self.x).level_encode(
-            self.x, code, self.inverse, self.level, self.symbol, self.model, self.extra, self.counts
+            code, self.symbol, self.model, self.extra, self.counts, *self.escaped
         )
 
 
@@ -331,14 +347,27 @@ def _sample(x, contexts):
     return np.ascontiguousarray(x[first[:, None] + np.arange(row)].ravel())
 
 
-def _corrected(c, step, miss, target, finest):
-    """The step that would have met the target, by the slope that rate or error have at this rate."""
-    if c.rate is not None:
-        bits = target * miss
-        factor = 2.0 ** min(max(bits / min(1.0, max(target, 0.05) ** 0.6 * 1.2), -3.0), 3.0)
-    else:
-        factor = min(max((1 + miss) ** -0.5, 0.125), 8.0)
-    return max(step * factor, finest)
+class _Bracket:
+    """The next step to try: by the slope that rate or error have, and between the nearest on either side."""
+
+    def __init__(self, compressor, finest):
+        self.c, self.finest, self.fine, self.coarse = compressor, finest, 0.0, math.inf
+
+    def next(self, step, miss):
+        if self.c.rate is not None:
+            self.fine, self.coarse = (
+                (max(self.fine, step), self.coarse) if miss > 0 else (self.fine, min(self.coarse, step))
+            )
+            bits = self.c.rate * miss
+            guess = step * 2.0 ** min(max(bits / min(1.0, 1.2 * max(self.c.rate, 0.05) ** 0.6), -2.0), 2.0)
+        else:
+            self.fine, self.coarse = (
+                (self.fine, min(self.coarse, step)) if miss > 0 else (max(self.fine, step), self.coarse)
+            )
+            guess = step * min(max((1 + miss) ** -0.5, 0.25), 4.0)
+        if not self.fine < guess < self.coarse:
+            guess = math.sqrt(self.fine * self.coarse)
+        return max(guess, self.finest)
 
 
 class _Biased(Contractive):
@@ -356,7 +385,7 @@ class _Subtractive(Unbiased):
 
 
 @_rate_keyword
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class UniformQuantizer(_Coded):
     """Multiples of a step, entropy coded: the plainest coder, at any rate, and lossy to taste.
 
@@ -402,8 +431,14 @@ class UniformQuantizer(_Coded):
     def examples(cls):
         if cls is not UniformQuantizer:
             return []
-        return [cls(bits=2.0), cls(bits=0.2), cls(nmse=0.01), cls(step=0.25), cls(bits=2.0, unbiased=True),
-                cls(nmse=0.05, unbiased=True)]
+        return [
+            cls(bits=2.0),
+            cls(bits=0.2),
+            cls(nmse=0.01),
+            cls(step=0.25),
+            cls(bits=2.0, unbiased=True),
+            cls(nmse=0.05, unbiased=True),
+        ]
 
 
 class _UniformBiased(UniformQuantizer, _Biased):
@@ -415,26 +450,27 @@ class _UniformUnbiased(UniformQuantizer, _Subtractive):
 
 
 @_rate_keyword
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trellis(_Coded):
     """Entropy-coded trellis quantisation: the closest to the uncertainty bound of all here.
 
     Levels of a grid in four cosets; a path through a trellis of 4 to 256 `states` says which two of them a coordinate
-    may take, and the encoder looks for the path with the least error plus bits (Viterbi; Fischer, Wang, IEEE Trans. Inf.
-    Theory 38, 1992; csrc/trellis.h). The more states, the smaller the error and the slower the encoder; decoding takes
+    may take, and the encoder looks for the path with the least error plus bits (Viterbi; Fischer, Wang, IEEE Trans.
+    Inf. Theory 38, 1992; csrc/trellis.h). The more states, the smaller the error and the slower the encoder; decoding takes
     the same time.
 
     Exactly one of `bits` and `nmse`, as in UniformQuantizer. context=True: the models follow the magnitudes just coded,
     worth much on gradients, nothing on noise. rotate is Rotated(Trellis(...)).
 
     unbiased=True: subtractive dither. Let Q be the nearest path, without regard to bits, and u uniform on [0, 4)^d in
-    steps, s a sign, both from the key: C(x) = s step (Q(s x / step + u) - u). The set of paths is unchanged when 4 times
-    any integer vector is added, so e(y) = Q(y) - y depends on y mod 4 alone, and y = s x / step + u is uniform there:
+    steps, s a sign, both from the key: C(x) = s step (Q(s x / step + u) - u). The set of paths is unchanged when 4
+    times any integer vector is added, so e(y) = Q(y) - y depends on y mod 4 alone, and y = s x / step + u is uniform there:
     e is independent of x and of s. Hence the error s step e has the same law for every x, is symmetric, and E C(x) = x.
     With G the second moment of the cells of Q, coding Q given u takes at most log2(2 pi e G) / 2 bits a coordinate more
     than the rate-distortion function of any x (Zamir, Feder, IEEE Trans. Inf. Theory 38, 1992).
 
-    guarantee is "none": the rate decides what is lost. ValueError for a norm below 1e-290 or above 1e290.
+    guarantee is "none", so omega and alpha are TypeErrors: the rate decides what is lost. ValueError for a norm
+    below 1e-290 or above 1e290.
 
     >>> import numpy as np, compress
     >>> x = np.random.default_rng(0).standard_normal(2**16).astype(np.float32)

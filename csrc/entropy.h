@@ -60,9 +60,7 @@ HD u32 entropy_extra(u32 low, u32 bits) { return bits << 12 | low; }
 HD u32 entropy_extra_code(u32 extra) { return entropy_low_code(extra & 0xfff, extra >> 12); }
 
 /* The symbols from the middle outward, the two lowest first: 0, 1, 128, 129, 127, 130, ... */
-HD u32 entropy_order(int i) {
-  return i < 2 ? (u32)i : i & 1 ? 128 + (u32)(i - 1) / 2 : 128 - (u32)(i - 2) / 2;
-}
+HD u32 entropy_order(int i) { return i < 2 ? (u32)i : i & 1 ? 128 + (u32)(i - 1) / 2 : 128 - (u32)(i - 2) / 2; }
 
 HD int entropy_full(u32 x, u32 code) { return x >> 20 >= (code & 0xffff); }
 HD u32 entropy_put(u32 x, u32 code) {

@@ -197,10 +197,10 @@ HD __m512i entropy_slot16(__m512i x, const u32* table) {
   return _mm512_i32gather_epi32(_mm512_and_si512(x, _mm512_set1_epi32(ENTROPY_SLOTS - 1)), (const int*)table, 4);
 }
 HD __m512i entropy_take16(__m512i* x, __m512i slot, const u8** word) {
-  const __m512i f = _mm512_add_epi32(_mm512_and_si512(_mm512_srli_epi32(slot, 8), _mm512_set1_epi32(0xfff)),
-                                     _mm512_set1_epi32(1));
-  const __m512i v = _mm512_add_epi32(_mm512_mullo_epi32(f, _mm512_srli_epi32(*x, ENTROPY_PRECISION)),
-                                     _mm512_srli_epi32(slot, 20));
+  const __m512i f =
+      _mm512_add_epi32(_mm512_and_si512(_mm512_srli_epi32(slot, 8), _mm512_set1_epi32(0xfff)), _mm512_set1_epi32(1));
+  const __m512i v =
+      _mm512_add_epi32(_mm512_mullo_epi32(f, _mm512_srli_epi32(*x, ENTROPY_PRECISION)), _mm512_srli_epi32(slot, 20));
   const __mmask16 low = _mm512_cmplt_epu32_mask(v, _mm512_set1_epi32(ENTROPY_LOW));
   const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)*word));
   *x = _mm512_mask_or_epi32(v, low, _mm512_slli_epi32(v, 16), _mm512_maskz_expand_epi32(low, words));

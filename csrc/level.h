@@ -49,9 +49,7 @@ HD u32 level_octave(u32 sum) {
   const u32 v = (bits_f32((f32)(sum + 8)) >> 22) - (0x41000000u >> 22);
   return v < LEVEL_CONTEXTS ? v : LEVEL_CONTEXTS - 1;
 }
-HD u32 level_decay(u32 sum, u32 magnitude) {
-  return (sum * 27 >> 5) + ((magnitude < 32768 ? magnitude : 32768) << 6);
-}
+HD u32 level_decay(u32 sum, u32 magnitude) { return (sum * 27 >> 5) + ((magnitude < 32768 ? magnitude : 32768) << 6); }
 HD u32 level_shift(const LevelCode* c, u32 octave) {
   const u32 s = octave > 20 ? (octave - 20) >> 1 : 0;
   return !c->context ? (u32)c->shift : s < LEVEL_LARGEST_SHIFT ? s : LEVEL_LARGEST_SHIFT;

@@ -170,41 +170,28 @@ cdef void uniform_chunk(const LevelCode* c, i64 places, f32 dead, f32 rounding, 
         room.level[p] = <i32>LEVEL_ESCAPED if v >= TRELLIS_FAR else 2 * <i32>m
 
 
-cdef int quantize_levels(const LevelCode* c, const real* x, i64 n, f64 inverse, f64 far, u64 key,
-                         const TrellisCost* cost, f32 dead, f32 rounding, i32* level) noexcept nogil:
-    cdef LevelRoom room
-    cdef i64 chunk, first, m, p, steps
-    cdef int lanes
-    cdef bint search = c.states > 1
-    if open_room(&room, n, c.states, search) != 0:
-        close_room(&room)
-        return -1
-    for chunk in range(ceil_div(n, ENTROPY_CHUNK)):
-        first = chunk * ENTROPY_CHUNK
-        m = min(<i64>ENTROPY_CHUNK, n - first)
-        lanes = entropy_lanes(m)
-        steps = ceil_div(m, lanes)
-        if c.dithered:
-            level_dither(<u64>first, m, key, c.states, room.u, room.natural)
-        scale_chunk(c, x + first, m, inverse, far, &room)
-        if not search:
-            uniform_chunk(c, steps * ENTROPY_LANES, dead, rounding, &room)
-        else:
-            if c.context and not c.dithered:
-                guess_octaves(c, steps, &room)
-            trellis_search_of(room.a, room.octave if c.context and not c.dithered else NULL, steps, cost,
-                              room.decision, room.level, c.labels, c.states)
-        if lanes == ENTROPY_LANES:
-            memcpy(level + first, room.level, 4 * m)
-        else:
-            for p in range(m):
-                level[first + p] = room.level[p // lanes * ENTROPY_LANES + p % lanes]
-    close_room(&room)
-    return 0
+cdef void quantize_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, f64 far, const TrellisCost* cost,
+                         f32 dead, f32 rounding, LevelRoom* room) noexcept nogil:
+    """room.level: the levels of n coordinates in the order of coding."""
+    cdef int lanes = entropy_lanes(n)
+    cdef i64 p, steps = ceil_div(n, lanes)
+    scale_chunk(c, x, n, inverse, far, room)
+    if c.states == 1:
+        uniform_chunk(c, steps * ENTROPY_LANES, dead, rounding, room)
+    else:
+        if c.context and not c.dithered:
+            guess_octaves(c, steps, room)
+        trellis_search_of(room.a, room.octave if c.context and not c.dithered else NULL, steps, cost, room.decision,
+                          room.level, c.labels, c.states)
+    if lanes < ENTROPY_LANES:
+        for p in range(n):
+            room.level[p] = room.level[p // lanes * ENTROPY_LANES + p % lanes]
 
 
-cdef LevelCode code_of(int states, bint labels, bint dithered, int context, int shift) noexcept:
+cdef LevelCode code_of(int states, bint labels, bint dithered, int context, int shift) except *:
     cdef LevelCode c
+    if dithered and 0 < context < 3:        # a model is a byte
+        raise ValueError("dithered levels have contexts of four half octaves at least")
     c.states = states
     c.labels = labels
     c.dithered = dithered
@@ -213,81 +200,165 @@ cdef LevelCode code_of(int states, bint labels, bint dithered, int context, int 
     return c
 
 
-def level_quantize(x, tuple code, f64 inverse, f64 far, u64 key, costs, f32 dead, f32 rounding, level) -> None:
-    """Levels (i32) of x / step in the order of coding; `code` is (states, labels, dithered, context, shift).
+# A growing string of bytes and bits, least significant first.
+ctypedef struct Writer:
+    u8* data
+    i64 used, room
+    u64 held
+    int bits
+    bint failed
 
-    inverse = 1 / step; |x| inverse > far is escaped. costs: float32, 8 numbers a row, a row for each parity (and
-    octave), used where states > 1; dead and rounding where states = 1 and nothing is dithered.
+
+cdef void reserve(Writer* w, i64 more) noexcept nogil:
+    cdef i64 room
+    cdef void* data
+    if w.used + more > w.room and not w.failed:
+        room = 2 * w.room + more
+        data = realloc(w.data, room)
+        if data == NULL:
+            w.failed = True
+            return
+        w.data = <u8*>data
+        w.room = room
+
+
+cdef void write_bytes(Writer* w, const void* p, i64 n) noexcept nogil:
+    reserve(w, n)
+    if not w.failed:
+        memcpy(w.data + w.used, p, n)
+        w.used += n
+
+
+cdef void write_bits(Writer* w, u64 value, int n) noexcept nogil:
+    """n <= 32 bits."""
+    cdef u8 byte
+    w.held |= value << w.bits
+    w.bits += n
+    while w.bits >= 8:
+        byte = <u8>w.held
+        write_bytes(w, &byte, 1)
+        w.held >>= 8
+        w.bits -= 8
+
+
+cdef void write_end(Writer* w) noexcept nogil:
+    if w.bits:
+        write_bits(w, 0, 8 - w.bits)
+
+
+cdef void count_symbols(const u8* symbol, const u8* model, i64 n, int models, u32* count, u32* other) noexcept nogil:
+    """count[model][symbol]; with few models in four tables, as equal symbols in a row would wait for each other."""
+    cdef i64 p
+    cdef int size = 256 * models
+    if models == 1:
+        for p in range(0, n - 3, 4):
+            count[symbol[p]] += 1
+            other[symbol[p + 1]] += 1
+            other[256 + symbol[p + 2]] += 1
+            other[512 + symbol[p + 3]] += 1
+        for p in range(n // 4 * 4, n):
+            count[symbol[p]] += 1
+    elif models <= 16:
+        for p in range(0, n - 3, 4):
+            count[256 * model[p] + symbol[p]] += 1
+            other[256 * model[p + 1] + symbol[p + 1]] += 1
+            other[size + 256 * model[p + 2] + symbol[p + 2]] += 1
+            other[2 * size + 256 * model[p + 3] + symbol[p + 3]] += 1
+        for p in range(n // 4 * 4, n):
+            count[256 * model[p] + symbol[p]] += 1
+    else:
+        for p in range(n):
+            count[256 * model[p] + symbol[p]] += 1
+
+
+def level_encode_symbols(x, tuple code, f64 inverse, f64 far, u64 key, costs, f32 dead, f32 rounding, symbol, model,
+                         extra, counts, moments) -> tuple:
+    """Quantises x / step and tells its levels by symbols; `code` is (states, labels, dithered, context, shift).
+
+    inverse = 1 / step; |x inverse| > far is escaped. costs: float32, 8 numbers a row, a row for each parity (and
+    octave), used where states > 1; dead and rounding where states = 1 and nothing is dithered. Fills symbol (u8), model
+    (u8, or None for one model), extra (u16, or None where no low bits are left out) and counts (u32, models x 256), and
+    moments (float64, 7, or None): sum of (x / step - j)^2, then for |j| = 1, 2 and more their number and the sum of
+    (x / step - j) sign(j), without escapes. Returns the number of escapes, their bytes and the bytes of each chunk's.
     """
     cdef View v = view(x, b"fd")
     cdef View w = view(costs, b"f")
-    cdef View o = view(level, b"i", True)
-    cdef LevelCode c = code_of(code[0], code[1], code[2], code[3], code[4])
-    cdef int failed
-    need(o, v.n, "level")
-    need(w, 8 * 2 * (<i64>LEVEL_CONTEXTS if c.context else 1), "costs")
-    with nogil:
-        if v.kind == c"f":
-            failed = quantize_levels(&c, v.f32s(), v.n, inverse, far, key, <const TrellisCost*>w.f32s(), dead, rounding,
-                                     <i32*>o.buffer.buf)
-        else:
-            failed = quantize_levels(&c, v.f64s(), v.n, inverse, far, key, <const TrellisCost*>w.f32s(), dead, rounding,
-                                     <i32*>o.buffer.buf)
-    if failed:
-        raise MemoryError()
-
-
-def level_symbols(level, tuple code, u64 key, symbol, model, extra, counts) -> int:
-    """Symbols (u8), models (u8) and low bits (u16, or None) of levels; counts (u32, models x 256). Returns escapes."""
-    cdef View v = view(level, b"i")
     cdef View s = view(symbol, b"B", True)
-    cdef View m = view(model, b"B", True)
+    cdef View m = view(model, b"B", True) if model is not None else None
     cdef View e = view(extra, b"H", True) if extra is not None else None
     cdef View k = view(counts, b"I", True)
+    cdef View o = view(moments, b"d", True) if moments is not None else None
     cdef LevelCode c = code_of(code[0], code[1], code[2], code[3], code[4])
     cdef int models = level_models(&c)
     cdef LevelRoom room
-    cdef i64 chunk, first, n, escapes = 0, p
+    cdef i64 chunks = ceil_div(v.n, ENTROPY_CHUNK), first, n, escapes = 0, here, start, i, p
     cdef u8* sp = s.u8s()
-    cdef u8* mp = m.u8s()
+    cdef u8* mp = m.u8s() if m is not None else NULL
     cdef u16* ep = <u16*>e.buffer.buf if e is not None else NULL
     cdef u32* count = k.u32s()
-    cdef u32 other[3][16 * 256]
+    cdef f64* moment = o.f64s() if o is not None else NULL
+    cdef u32* other
+    cdef u32* sizes
+    cdef Writer out
+    cdef bint failed
+    need(w, 8 * 2 * (<i64>LEVEL_CONTEXTS if c.context else 1), "costs")
     need(s, v.n, "symbol")
-    need(m, v.n, "model")
     need(k, 256 * models, "counts")
+    if m is not None or models > 1:
+        need(m, v.n, "model")
     if e is not None:
         need(e, v.n, "extra")
+    if o is not None:
+        need(o, 7, "moments")
+    memset(&out, 0, sizeof(out))
+    other = <u32*>malloc(3 * 16 * 1024)
+    sizes = <u32*>malloc(4 * (chunks + 1))
     with nogil:
-        if open_room(&room, v.n, c.states, False) == 0:
-            for chunk in range(ceil_div(v.n, ENTROPY_CHUNK)):
-                first = chunk * ENTROPY_CHUNK
-                n = min(<i64>ENTROPY_CHUNK, v.n - first)
-                if c.dithered:
-                    draw_dither(&c, &room, first, n, key)
-                escapes += level_symbols_of(&c, <const i32*>v.buffer.buf + first, room.phase, n, sp + first, mp + first,
-                                            ep + first if ep != NULL else NULL)
+        failed = open_room(&room, v.n, c.states, c.states > 1) != 0 or other == NULL or sizes == NULL
+        if not failed:
             memset(count, 0, 1024 * models)
-            if models <= 16:        # four tables: equal symbols in a row would wait for each other
-                memset(other, 0, sizeof(other))
-                for p in range(0, v.n - 3, 4):
-                    count[256 * mp[p] + sp[p]] += 1
-                    other[0][256 * mp[p + 1] + sp[p + 1]] += 1
-                    other[1][256 * mp[p + 2] + sp[p + 2]] += 1
-                    other[2][256 * mp[p + 3] + sp[p + 3]] += 1
-                for p in range(v.n // 4 * 4, v.n):
-                    count[256 * mp[p] + sp[p]] += 1
-                for p in range(256 * models):
-                    count[p] += other[0][p] + other[1][p] + other[2][p]
+            memset(other, 0, 3 * 16 * 1024)
+            if moment != NULL:
+                memset(moment, 0, 56)
+        for i in range(chunks if not failed else 0):
+            first = i * ENTROPY_CHUNK
+            n = min(<i64>ENTROPY_CHUNK, v.n - first)
+            if c.dithered:
+                draw_dither(&c, &room, first, n, key)
+            if v.kind == c"f":
+                quantize_chunk(&c, v.f32s() + first, n, inverse, far, <const TrellisCost*>w.f32s(), dead, rounding,
+                               &room)
             else:
-                for p in range(v.n):
-                    count[256 * mp[p] + sp[p]] += 1
-        else:
-            escapes = -1
+                quantize_chunk(&c, v.f64s() + first, n, inverse, far, <const TrellisCost*>w.f32s(), dead, rounding,
+                               &room)
+            here = level_symbols_of(&c, room.level, room.phase, n, sp + first, mp + first if mp != NULL else NULL,
+                                    ep + first if ep != NULL else NULL)
+            start = out.used
+            if here and v.kind == c"f":
+                put_escapes(&out, &c, v.f32s() + first, n, inverse, room.level, sp + first)
+            elif here:
+                put_escapes(&out, &c, v.f64s() + first, n, inverse, room.level, sp + first)
+            write_end(&out)
+            sizes[i] = <u32>(out.used - start)
+            escapes += here
+            count_symbols(sp + first, mp + first if mp != NULL else NULL, n, models, count, other)
+            if moment != NULL and v.kind == c"f":
+                add_moments(&c, v.f32s() + first, n, inverse, &room, moment)
+            elif moment != NULL:
+                add_moments(&c, v.f64s() + first, n, inverse, &room, moment)
+        if not failed and models <= 16:
+            for p in range(256 * models):
+                count[p] += other[p] + other[256 * models + p] + other[512 * models + p]
+        failed |= out.failed
         close_room(&room)
-    if escapes < 0:
-        raise MemoryError()
-    return escapes
+    try:
+        if failed:
+            raise MemoryError()
+        return escapes, out.data[:out.used], (<u8*>sizes)[:4 * chunks]
+    finally:
+        free(other)
+        free(sizes)
+        free(out.data)
 
 
 cdef f64 log2_of(f64 x) noexcept nogil:
@@ -305,19 +376,17 @@ cdef f64 log2_of(f64 x) noexcept nogil:
 
 
 def entropy_bits(counts) -> float:
-    """sum of n log2 n - sum of c log2 c over the models: the bits of the symbols counted."""
+    """Bits of the symbols counted (u32, models x 256), with the frequencies that the coder would use."""
     cdef View k = view(counts, b"I")
+    cdef u32 f[256]
     cdef f64 bits = 0
-    cdef i64 m, i, n
+    cdef i64 m, i
     with nogil:
         for m in range(k.n // 256):
-            n = 0
-            for i in range(256 * m, 256 * m + 256):
-                n += k.u32s()[i]
-                if k.u32s()[i] > 1:
-                    bits -= k.u32s()[i] * log2_of(k.u32s()[i])
-            if n > 1:
-                bits += n * log2_of(<f64>n)
+            frequencies(k.u32s() + 256 * m, f)
+            for i in range(256):
+                if f[i] and f[i] < <u32>ENTROPY_SLOTS:
+                    bits += k.u32s()[256 * m + i] * (12 - log2_of(f[i]))
     return bits
 
 
@@ -338,6 +407,7 @@ def level_costs(counts, f64 weight, bint contexts, bint labels, costs) -> None:
 cdef void fit_costs(const u32* count, int q, i64 octave, bint labels, f64 weight, f32* cost) noexcept nogil:
     cdef f64 w[5]
     cdef f64 r[3]
+    cdef f64 early[2]
     cdef f64 bits, t, power, n = 0, base = 0, rest = 0, slope = 0.5, curve = 0, det, c, three, four
     cdef int i, j, seen = 0
     for i in range(2, 256):
@@ -363,6 +433,8 @@ cdef void fit_costs(const u32* count, int q, i64 octave, bint labels, f64 weight
             seen += 1
             t = j
             bits = log2_of(n) - log2_of(c / 2)
+            if seen <= 2:
+                early[seen - 1] = bits
             power = c
             for j in range(5):
                 w[j] += power
@@ -376,6 +448,10 @@ cdef void fit_costs(const u32* count, int q, i64 octave, bint labels, f64 weight
             det = (w[0] * (w[2] * w[4] - w[3] * w[3]) - w[1] * (w[1] * w[4] - w[2] * w[3])
                    + w[2] * (w[1] * w[3] - w[2] * w[2]))
             slope = -1
+            if seen == 2 and early[1] - early[0] > early[0] - base:     # two levels: bent like a Gaussian?
+                det = w[0] * w[4] - w[2] * w[2]
+                curve = (w[0] * r[2] - w[2] * r[0]) / det
+                slope = 0 if curve >= 0 else -1
             if seen > 2 and det > 1e-9 * w[0] * w[2] * w[4]:
                 slope = (w[0] * (r[1] * w[4] - r[2] * w[3]) - r[0] * (w[1] * w[4] - w[2] * w[3])
                          + w[2] * (w[1] * r[2] - w[2] * r[1])) / det
@@ -395,7 +471,13 @@ cdef void fit_costs(const u32* count, int q, i64 octave, bint labels, f64 weight
                 slope = (w[0] * r[1] - w[1] * r[0]) / det if seen > 1 and det > 1e-9 * w[0] * w[2] else 0.5
                 slope = 0 if slope < 0 else slope
             rest = (r[0] - slope * w[1] - curve * w[2]) / w[0]
-            rest = 0 if rest < 0 else rest
+            if rest < 0:
+                rest = 0
+                if curve > 0:
+                    slope = 0
+                    curve = r[2] / w[4]
+                else:
+                    slope = r[1] / w[2]
     elif octave >= 22:
         slope = 0
     three = rest + 3 * slope + 9 * curve - base
@@ -444,52 +526,6 @@ cdef void frequencies(const u32* count, u32* f) noexcept nogil:
         else:
             f[chosen] -= 1
             total -= 1
-
-
-# A growing string of bytes and bits, least significant first.
-ctypedef struct Writer:
-    u8* data
-    i64 used, room
-    u64 held
-    int bits
-    bint failed
-
-
-cdef void reserve(Writer* w, i64 more) noexcept nogil:
-    cdef i64 room
-    cdef void* data
-    if w.used + more > w.room and not w.failed:
-        room = 2 * w.room + more
-        data = realloc(w.data, room)
-        if data == NULL:
-            w.failed = True
-            return
-        w.data = <u8*>data
-        w.room = room
-
-
-cdef void write_bytes(Writer* w, const void* p, i64 n) noexcept nogil:
-    reserve(w, n)
-    if not w.failed:
-        memcpy(w.data + w.used, p, n)
-        w.used += n
-
-
-cdef void write_bits(Writer* w, u64 value, int n) noexcept nogil:
-    """n <= 32 bits."""
-    cdef u8 byte
-    w.held |= value << w.bits
-    w.bits += n
-    while w.bits >= 8:
-        byte = <u8>w.held
-        write_bytes(w, &byte, 1)
-        w.held >>= 8
-        w.bits -= 8
-
-
-cdef void write_end(Writer* w) noexcept nogil:
-    if w.bits:
-        write_bits(w, 0, 8 - w.bits)
 
 
 ctypedef struct Reader:
@@ -612,33 +648,35 @@ cdef void put_escapes(Writer* w, const LevelCode* c, const real* x, i64 n, f64 i
             write_escape(w, level[p], False, c.dithered)
 
 
-def level_encode(x, tuple code, f64 inverse, level, symbol, model, extra, counts) -> bytearray:
-    """Models, chunks and escapes of what level_quantize and level_symbols made."""
-    cdef View v = view(x, b"fd")
-    cdef View l = view(level, b"i")
+def level_encode(tuple code, symbol, model, extra, counts, bytes escapes, bytes sizes) -> bytearray:
+    """Models, chunks and escapes of what level_encode_symbols made."""
     cdef View s = view(symbol, b"B")
-    cdef View m = view(model, b"B")
+    cdef View m = view(model, b"B") if model is not None else None
     cdef View e = view(extra, b"H") if extra is not None else None
     cdef View k = view(counts, b"I")
     cdef LevelCode c = code_of(code[0], code[1], code[2], code[3], code[4])
     cdef int models = level_models(&c), i, j, head_bytes
-    cdef i64 n = v.n, chunks = ceil_div(n, ENTROPY_CHUNK), first, size, at, escapes, start
+    cdef i64 n = s.n, chunks = ceil_div(n, ENTROPY_CHUNK), first, size, at
     cdef u32 f[256]
     cdef u32* table = <u32*>malloc(1024 * models)
     cdef u16* words = <u16*>malloc(2 * (2 * min(n, <i64>ENTROPY_CHUNK) + 64))
     cdef u16* end
     cdef u16* begin
     cdef u8 head[ENTROPY_HEAD]
+    cdef const u8* escape_bytes = escapes
+    cdef const u8* size_bytes = sizes
+    cdef i64 escape_count = len(escapes)
     cdef EntropySource source
     cdef Writer w
     cdef u32 total, entry
     cdef bint choice = False, escaped = False
-    need(l, n, "level")
-    need(s, n, "symbol")
-    need(m, n, "model")
     need(k, 256 * models, "counts")
+    if models > 1:
+        need(m, n, "model")
     if e is not None:
         need(e, n, "extra")
+    if len(sizes) != 4 * chunks:
+        raise ValueError(f"{len(sizes)} bytes of sizes for {chunks} chunks")
     memset(&w, 0, sizeof(w))
     w.failed = table == NULL or words == NULL
     with nogil:
@@ -654,11 +692,13 @@ def level_encode(x, tuple code, f64 inverse, level, symbol, model, extra, counts
         write_end(&w)
         choice |= e is not None
         at = w.used
-        reserve(&w, 4 * chunks * (choice + escaped))
-        if not w.failed:
-            memset(w.data + w.used, 0, 4 * chunks * (choice + escaped))
-            w.used += 4 * chunks * (choice + escaped)
+        reserve(&w, 4 * chunks)
         if choice and not w.failed:     # one symbol a model needs no words at all
+            memset(w.data + at, 0, 4 * chunks)
+            w.used += 4 * chunks
+        if escaped:
+            write_bytes(&w, size_bytes, 4 * chunks)
+        if choice and not w.failed:
             for i in range(chunks):
                 first = <i64>i * ENTROPY_CHUNK
                 size = min(<i64>ENTROPY_CHUNK, n - first)
@@ -674,23 +714,8 @@ def level_encode(x, tuple code, f64 inverse, level, symbol, model, extra, counts
                     break
                 entry = <u32>(end - begin)
                 memcpy(w.data + at + 4 * i, &entry, 4)
-            at += 4 * chunks
-        if escaped and not w.failed:
-            for i in range(chunks):
-                first = <i64>i * ENTROPY_CHUNK
-                size = min(<i64>ENTROPY_CHUNK, n - first)
-                start = w.used
-                if v.kind == c"f":
-                    put_escapes(&w, &c, v.f32s() + first, size, inverse, <const i32*>l.buffer.buf + first,
-                                s.u8s() + first)
-                else:
-                    put_escapes(&w, &c, v.f64s() + first, size, inverse, <const i32*>l.buffer.buf + first,
-                                s.u8s() + first)
-                write_end(&w)
-                if w.failed:
-                    break
-                entry = <u32>(w.used - start)
-                memcpy(w.data + at + 4 * i, &entry, 4)
+        if escaped:
+            write_bytes(&w, escape_bytes, escape_count)
     try:
         if w.failed:
             raise MemoryError()
@@ -701,14 +726,14 @@ def level_encode(x, tuple code, f64 inverse, level, symbol, model, extra, counts
         free(w.data)
 
 
-cdef void add_moments(const LevelCode* c, const real* x, i64 n, f64 inverse, const LevelRoom* room, const i32* level,
+cdef void add_moments(const LevelCode* c, const real* x, i64 n, f64 inverse, const LevelRoom* room,
                       f64* moment) noexcept nogil:
     cdef int lanes = entropy_lanes(n), which
     cdef i64 p, at
     cdef i32 j
     cdef f64 d
     for p in range(n):
-        j = level[p]
+        j = room.level[p]
         if j < LEVEL_ESCAPED + 2:
             continue
         at = level_place(p, n, lanes, 1) if c.context else p
@@ -722,35 +747,6 @@ cdef void add_moments(const LevelCode* c, const real* x, i64 n, f64 inverse, con
             moment[which] += -d if j < 0 else d
 
 
-def level_moments(x, tuple code, f64 inverse, u64 key, level, moments) -> None:
-    """moments (float64, 7): sum of (x / step - j)^2, then for |j| = 1, 2 and more their number and the sum of
-    (x / step - j) sign(j). Escapes count for nothing."""
-    cdef View v = view(x, b"fd")
-    cdef View l = view(level, b"i")
-    cdef View o = view(moments, b"d", True)
-    cdef LevelCode c = code_of(code[0], code[1], code[2], code[3], code[4])
-    cdef LevelRoom room
-    cdef i64 chunk, first, n
-    cdef int failed
-    need(l, v.n, "level")
-    need(o, 7, "moments")
-    memset(o.f64s(), 0, 56)
-    with nogil:
-        failed = open_room(&room, v.n, c.states, False)
-        for chunk in range(ceil_div(v.n, ENTROPY_CHUNK) if not failed else 0):
-            first = chunk * ENTROPY_CHUNK
-            n = min(<i64>ENTROPY_CHUNK, v.n - first)
-            if c.dithered:
-                level_dither(<u64>first, n, key, c.states, room.u, room.natural)
-            if v.kind == c"f":
-                add_moments(&c, v.f32s() + first, n, inverse, &room, <const i32*>l.buffer.buf + first, o.f64s())
-            else:
-                add_moments(&c, v.f64s() + first, n, inverse, &room, <const i32*>l.buffer.buf + first, o.f64s())
-        close_room(&room)
-    if failed:
-        raise MemoryError()
-
-
 cdef inline void put_value(real* out, i64 i, f64 value, bint add, real weight) noexcept nogil:
     if add:
         out[i] += weight * <real>value
@@ -758,27 +754,39 @@ cdef inline void put_value(real* out, i64 i, f64 value, bint add, real weight) n
         out[i] = <real>value
 
 
-cdef void level_values(const LevelCode* c, const LevelRoom* room, i64 n, f64 step, const f64* offset, bint add,
+cdef inline f64 moved_level(i32 j, f64 near, f64 mid, f64 rest) noexcept nogil:
+    cdef i32 size = -j if j < 0 else j
+    cdef f64 v = rest
+    if size < 3:
+        v = mid if size == 2 else near
+    v = size + v if size > 0 else 0
+    return -v if j < 0 else v
+
+
+cdef void level_values(const LevelCode* c, LevelRoom* room, i64 n, f64 step, const f64* offset, bint add,
                        f64 weight, real* out) noexcept nogil:
-    """out = step (j +- offset_|j|) or step (j - u), at the places of the levels."""
+    """out = step (j +- offset_|j|) or step (j - u), at the places of the levels; 0 where a level is escaped."""
     cdef int lanes = entropy_lanes(n)
     cdef i64 p, at
-    cdef i32 j, size
-    cdef f64 v, near = offset[0], mid = offset[1], rest = offset[2]
+    cdef f64 v, near = offset[0], mid = offset[1], rest = offset[2], most
     cdef real w = <real>weight
-    for p in range(n):
-        j = room.level[p]
-        at = level_place(p, n, lanes, 1) if c.context else p
-        if c.dithered:
-            v = <f64>j - room.u[at]
-        else:
-            size = -j if j < 0 else j
-            v = rest
-            if size < 3:
-                v = mid if size == 2 else near
-            v = size + v if size > 0 else 0
-            v = -v if j < 0 else v
-        put_value(out, at, v * step, add, w)
+    if real is f32:
+        most = 3.4028234663852886e38
+    else:
+        most = 1.7976931348623157e308
+    if c.context or c.dithered or add or fabs(step) > most / 4e9:
+        for p in range(n):
+            at = level_place(p, n, lanes, 1) if c.context else p
+            if room.level[p] < LEVEL_ESCAPED + 2:
+                v = 0
+            elif c.dithered:
+                v = step * (room.level[p] - room.u[at])
+            else:
+                v = step * moved_level(room.level[p], near, mid, rest)
+            put_value(out, at, most if v > most else -most if v < -most else v, add, w)
+    else:
+        for p in range(n):
+            out[p] = <real>(step * moved_level(room.level[p], near, mid, rest))
 
 
 cdef int patch_escapes(const LevelCode* c, const LevelRoom* room, i64 n, f64 step, bint add, f64 weight, Reader* r,
@@ -816,8 +824,7 @@ cdef int decode_levels(const LevelCode* c, const u8* data, i64 size, i64 n, u64 
     cdef i64 chunks = ceil_div(n, ENTROPY_CHUNK), m, used, entries, escapes, here
     cdef u32 start, entry
     cdef int slot
-    cdef bint choice = c.shift > 0 or c.context, escaped = False, any_model = False
-    cdef i32 only = 0
+    cdef bint choice = c.shift > 0 or c.context, escaped = False
     memset(&r, 0, sizeof(r))
     r.data = data
     r.stop = size
@@ -833,7 +840,6 @@ cdef int decode_levels(const LevelCode* c, const u8* data, i64 size, i64 n, u64 
                 table[ENTROPY_SLOTS * i + start + slot] = entropy_slot(<u32>j, f[j], <u32>slot)
             start += f[j]
             choice |= 0 < f[j] < <u32>ENTROPY_SLOTS
-        any_model |= start != 0
         if start == 0:      # never asked for by an encoder: anything safe
             for slot in range(ENTROPY_SLOTS):
                 table[ENTROPY_SLOTS * i + slot] = entropy_slot(128, ENTROPY_SLOTS, <u32>slot)

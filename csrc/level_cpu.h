@@ -55,9 +55,10 @@ HD int level_take_step(LevelReader* r, const LevelCode* c, const u32* table, con
     q[i] = level_parity(r->lane[i].state, c->states);
     shift[i] = level_shift(c, octave);
     any |= shift[i];
-    symbol[i] = entropy_take1(r->reader.x + i,
-                              table + ENTROPY_SLOTS * level_model(c, q[i], c->dithered ? phase[i] : 0, octave),
-                              &r->reader.word) & 255;
+    symbol[i] =
+        entropy_take1(r->reader.x + i, table + ENTROPY_SLOTS * level_model(c, q[i], c->dithered ? phase[i] : 0, octave),
+                      &r->reader.word) &
+        255;
   }
   if (any && !entropy_refill(&r->reader)) return 0;
   for (i = 0; i < count; ++i) {
@@ -100,9 +101,9 @@ HD void level_symbol16(Level16* l, __m512i* x, __m512i state, __m512i sum, const
     const __m512 f = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(8)));
     const __m128i wide = _mm_cvtsi32_si128(c->context - 1);
     const __m512i each = _mm512_set1_epi32(level_models_each(c));
-    l->octave = _mm512_min_epu32(_mm512_sub_epi32(_mm512_srli_epi32(_mm512_castps_si512(f), 22),
-                                                  _mm512_set1_epi32(0x41000000 >> 22)),
-                                 _mm512_set1_epi32(LEVEL_CONTEXTS - 1));
+    l->octave = _mm512_min_epu32(
+        _mm512_sub_epi32(_mm512_srli_epi32(_mm512_castps_si512(f), 22), _mm512_set1_epi32(0x41000000 >> 22)),
+        _mm512_set1_epi32(LEVEL_CONTEXTS - 1));
     l->shift = _mm512_min_epi32(
         _mm512_srai_epi32(_mm512_max_epi32(_mm512_sub_epi32(l->octave, _mm512_set1_epi32(20)), zero), 1),
         _mm512_set1_epi32(LEVEL_LARGEST_SHIFT));
@@ -129,9 +130,9 @@ HD __m512i level_finish16(const Level16* l, __m512i low, __m512i* state, __m512i
   __m512i m = _mm512_add_epi32(_mm512_sllv_epi32(_mm512_sub_epi32(l->symbol, _mm512_set1_epi32(128)), l->shift), low);
   __m512i j, bit;
   if (c->dithered)
-    m = _mm512_add_epi32(m, _mm512_srai_epi32(_mm512_sub_epi32(_mm512_add_epi32(l->phase, _mm512_set1_epi32(8)),
-                                                               _mm512_slli_epi32(l->q, 3)),
-                                              4));
+    m = _mm512_add_epi32(
+        m, _mm512_srai_epi32(
+               _mm512_sub_epi32(_mm512_add_epi32(l->phase, _mm512_set1_epi32(8)), _mm512_slli_epi32(l->q, 3)), 4));
   j = _mm512_add_epi32(m, m);
   if (c->labels) {
     const __mmask16 odd = _mm512_test_epi32_mask(l->q, l->q);
@@ -149,8 +150,7 @@ HD __m512i level_finish16(const Level16* l, __m512i low, __m512i* state, __m512i
   if (c->states > 1) {
     const u32 polynomial = trellis_branch_polynomial(c->states) & ((u32)c->states - 1);
     const __m512i b = _mm512_xor_si512(bit, level_parity16(*state, polynomial));
-    *state = _mm512_or_si512(_mm512_srli_epi32(*state, 1),
-                             _mm512_mullo_epi32(b, _mm512_set1_epi32(c->states >> 1)));
+    *state = _mm512_or_si512(_mm512_srli_epi32(*state, 1), _mm512_mullo_epi32(b, _mm512_set1_epi32(c->states >> 1)));
   }
   return _mm512_mask_add_epi32(j, out, _mm512_set1_epi32(LEVEL_ESCAPED), bit);
 }
@@ -211,9 +211,8 @@ HD EntropyFault level_decode(const u8* data, i64 size, u32 words, i64 n, const L
   memset(r.lane, 0, sizeof r.lane);
   for (; t * lanes < n; ++t) {
     if (lanes == ENTROPY_LANES) t = level_take_steps(&r, c, t, n / lanes, table, phase, level);
-    if (t * lanes < n &&
-        !level_take_step(&r, c, table, dithered ? phase + t * lanes : 0,
-                         n - t * lanes < lanes ? (int)(n - t * lanes) : lanes, level + t * lanes))
+    if (t * lanes < n && !level_take_step(&r, c, table, dithered ? phase + t * lanes : 0,
+                                          n - t * lanes < lanes ? (int)(n - t * lanes) : lanes, level + t * lanes))
       return ENTROPY_TRUNCATED;
   }
   return entropy_close(&r.reader);

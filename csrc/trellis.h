@@ -25,12 +25,7 @@ HD u32 trellis_parity_polynomial(int states) {
   return states == 4 ? 02 : states == 8 || states == 16 ? 04 : states == 32 ? 010 : states == 64 ? 024 : 0362;
 }
 HD u32 trellis_branch_polynomial(int states) {
-  return states == 4    ? 05
-         : states == 8  ? 013
-         : states == 16 ? 023
-         : states == 32 ? 045
-         : states == 64 ? 0103
-                        : 0515;
+  return states == 4 ? 05 : states == 8 ? 013 : states == 16 ? 023 : states == 32 ? 045 : states == 64 ? 0103 : 0515;
 }
 HD u32 parity(u32 s) {
   s ^= s >> 8;

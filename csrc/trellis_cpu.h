@@ -137,7 +137,7 @@ HD void trellis_search(const f32* a, const u8* octave, i64 steps, const TrellisC
 }
 
 #define TRELLIS_INSTANCE(S)                                                                                            \
-  static void trellis_search_##S(const f32* a, const u8* octave, i64 steps, const TrellisCost* cost, u8* decision,    \
+  static void trellis_search_##S(const f32* a, const u8* octave, i64 steps, const TrellisCost* cost, u8* decision,     \
                                  i32* level, int labels) {                                                             \
     if (octave && labels) trellis_search(a, octave, steps, cost, decision, level, S, 1);                               \
     else if (octave) trellis_search(a, octave, steps, cost, decision, level, S, 0);                                    \

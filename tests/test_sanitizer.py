@@ -10,7 +10,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TESTS = ["hostile", "pack", "quantize", "reduce", "hadamard", "kashin", "select", "rice", "chunktopk", "dct", "eden", "mean"]
+TESTS = [
+    "hostile",
+    "pack",
+    "quantize",
+    "reduce",
+    "hadamard",
+    "kashin",
+    "select",
+    "rice",
+    "chunktopk",
+    "dct",
+    "eden",
+    "mean",
+    "trellis",
+]
 
 
 def runtime() -> str | None:
