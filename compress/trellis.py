@@ -456,16 +456,17 @@ class Trellis(_Coded):
 
     Levels of a grid in four cosets; a path through a trellis of 4 to 256 `states` says which two of them a coordinate
     may take, and the encoder looks for the path with the least error plus bits (Viterbi; Fischer, Wang, IEEE Trans.
-    Inf. Theory 38, 1992; csrc/trellis.h). The more states, the smaller the error and the slower the encoder; decoding takes
-    the same time.
+    Inf. Theory 38, 1992; csrc/trellis.h). The more states, the smaller the error and the slower the encoder; decoding
+    takes the same time.
 
     Exactly one of `bits` and `nmse`, as in UniformQuantizer. context=True: the models follow the magnitudes just coded,
     worth much on gradients, nothing on noise. rotate is Rotated(Trellis(...)).
 
     unbiased=True: subtractive dither. Let Q be the nearest path, without regard to bits, and u uniform on [0, 4)^d in
     steps, s a sign, both from the key: C(x) = s step (Q(s x / step + u) - u). The set of paths is unchanged when 4
-    times any integer vector is added, so e(y) = Q(y) - y depends on y mod 4 alone, and y = s x / step + u is uniform there:
-    e is independent of x and of s. Hence the error s step e has the same law for every x, is symmetric, and E C(x) = x.
+    times any integer vector is added, so e(y) = Q(y) - y depends on y mod 4 alone, and y = s x / step + u is uniform
+    there: e is independent of x and of s. Hence the error s step e has the same law for every x, is symmetric, and
+    E C(x) = x.
     With G the second moment of the cells of Q, coding Q given u takes at most log2(2 pi e G) / 2 bits a coordinate more
     than the rate-distortion function of any x (Zamir, Feder, IEEE Trans. Inf. Theory 38, 1992).
 
