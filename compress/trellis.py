@@ -29,6 +29,7 @@ _STEPS = 12  # corrections of the step at most
 _LESSONS = 4  # of them with a new plan, on the sample
 _NEAR = 0.006  # as near as bits and error come to what was asked for; 0.01 is promised
 _SIGN = 1
+_TRIAL = 2
 _BIT = 0.35  # squared steps that the search may give for a bit; .3 to .46 are within a thousandth
 _WIDEST = 2.0**1000
 
@@ -121,20 +122,22 @@ class _Coded(Compressor):
         if self._exact_error():
             step = math.sqrt(12 * self.nmse) * rms / self._unit
             return _Attempt(self, x, key, step, self._guess(x, key, rms, step)).payload()
+        # the step must not know the dither, or the error would depend on it: another one is tried out
+        trial = key.fold(_TRIAL) if self.unbiased else key
         finest = max(largest * 2.0**-22, 1e-300)
         target = self.rate if self.rate is not None else self.nmse
         step = rms * (2.0**-target * 1.6 if self.rate is not None else math.sqrt(12 * self.nmse) / 2)
-        plan, step = self._plan(_sample(x, self.context), key, rms, step, finest, x.size)
+        plan, step = self._plan(_sample(x, self.context), trial, rms, step, finest, x.size)
         search, best, unseen = _Bracket(self, finest), (math.inf, step), 0.0
         for _ in range(_STEPS):
             attempt = None  # frees its arrays before the next takes its own
-            attempt = _Attempt(self, x, key, step, plan, unseen=unseen)
+            attempt = _Attempt(self, x, trial, step, plan, unseen=unseen)
             miss = attempt.miss(rms)
             if abs(miss) <= _NEAR or (step <= finest and miss < 0):
                 data = attempt.payload()
                 real = 8 * len(data) / x.size
                 if self.rate is None or miss < -_NEAR or abs(real / self.rate - 1) < 0.008:
-                    return data
+                    return _Attempt(self, x, key, step, plan).payload() if self.unbiased else data
                 unseen += real - attempt.rate()  # headers were estimated
                 miss, search = real / self.rate - 1, _Bracket(self, finest)
             best = min(best, (abs(miss), step))
@@ -262,13 +265,11 @@ class _Attempt:
     def rate(self):
         """Bits a coordinate, of x as large as `whole`."""
         n, chunks = self.x.size, self.whole / _CHUNK
-        used = int(np.count_nonzero(self.counts.reshape(-1, 256).any(1)))
-        symbols = int(np.count_nonzero(self.counts))
         low = float((self.extra >> 12).mean()) if self.extra is not None else 0.0
         lanes = 32 * max(chunks, 1) if self.whole >= 2**15 else max(1, self.whole / 1024)
-        header = 60 + 24 * used + 9 * symbols + 32 * chunks + 19.5 * lanes
-        coded = kernels.of(self.x).entropy_bits(self.counts) + 24.0 * self.escapes
-        return coded / n + low + header / self.whole + self.unseen
+        header = 64 + 32 * math.ceil(chunks) * (2 if self.escapes else 1) + 19.5 * lanes
+        symbols, models = kernels.of(self.x).entropy_bits(self.counts)
+        return (symbols + 24.0 * self.escapes) / n + low + (header + models) / self.whole + self.unseen
 
     def error(self, rms):
         """NMSE after the levels are moved to where the plan says."""
@@ -358,8 +359,9 @@ class _Bracket:
             self.fine, self.coarse = (
                 (max(self.fine, step), self.coarse) if miss > 0 else (self.fine, min(self.coarse, step))
             )
-            bits = self.c.rate * miss
-            guess = step * 2.0 ** min(max(bits / min(1.0, 1.2 * max(self.c.rate, 0.05) ** 0.6), -2.0), 2.0)
+            # an octave of the step is a bit at high rates, and a factor of five or six of the bits at low ones
+            octaves = max(self.c.rate * abs(miss), math.log2(1 + abs(miss)) / 2.5)
+            guess = step * 2.0 ** math.copysign(min(octaves, 2.0), miss)
         else:
             self.fine, self.coarse = (
                 (self.fine, min(self.coarse, step)) if miss > 0 else (max(self.fine, step), self.coarse)
@@ -397,7 +399,9 @@ class UniformQuantizer(_Coded):
     unbiased=True: subtractive dither, C(x) = step (round(x / step + u) - u) with u uniform on [0, 1) from the key, the
     worker's own. The error is uniform on [-step/2, step/2] whatever x is (Schuchman, IEEE Trans. Commun. Tech. 12,
     1964), so E C(x) = x and E||C(x) - x||^2 = d step^2 / 12; with `nmse` that is nmse ||x||^2, and omega = nmse is
-    proven (to the 2^-24 of a step that u is drawn with). Symbols are coded given u (Zamir, Feder, 1992). Elsewhere
+    proven (to the 2^-24 of a step that u is drawn with). With
+    `bits` the step is found with another dither, so that the error stays independent of x, and at low rates the
+    bits of one message scatter by a few percent. Symbols are coded given u (Zamir, Feder, 1992). Elsewhere
     guarantee is "none": bits decide what is lost.
 
     ValueError for a norm below 1e-290 or above 1e290.

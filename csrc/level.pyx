@@ -375,19 +375,30 @@ cdef f64 log2_of(f64 x) noexcept nogil:
     return <f64>e + s * 2.8853900817779268
 
 
-def entropy_bits(counts) -> float:
-    """Bits of the symbols counted (u32, models x 256), with the frequencies that the coder would use."""
+def entropy_bits(counts) -> tuple:
+    """Bits of the symbols counted (u32, models x 256) and of their models, as the coder would write them."""
     cdef View k = view(counts, b"I")
     cdef u32 f[256]
     cdef f64 bits = 0
-    cdef i64 m, i
+    cdef i64 m, i, header = 0
+    cdef u32 left
+    cdef int at
     with nogil:
         for m in range(k.n // 256):
             frequencies(k.u32s() + 256 * m, f)
             for i in range(256):
                 if f[i] and f[i] < <u32>ENTROPY_SLOTS:
                     bits += k.u32s()[256 * m + i] * (12 - log2_of(f[i]))
-    return bits
+            left = 0
+            for i in range(256):
+                left += f[i]
+            header += 2 if left else 1
+            at = 0 if f[0] + f[1] else 2
+            while left:
+                header += width_of(left)
+                left -= f[entropy_order(at)]
+                at += 1
+    return bits, header
 
 
 def level_costs(counts, f64 weight, bint contexts, bint labels, costs) -> None:

@@ -147,8 +147,10 @@ def test_damaged_bytes_give_an_error_or_a_vector(kernels):
 @pytest.mark.parametrize("name", ["gaussian", "student"])
 def test_bits_are_met_to_a_hundredth(bits, name):
     x = families(1 << 17)[name]
-    for C in (UniformQuantizer(bits=bits), UniformQuantizer(bits=bits, unbiased=True)):
-        assert C.encode(x, KEY).bits / x.size == pytest.approx(bits, rel=0.01)
+    assert UniformQuantizer(bits=bits).encode(x, KEY).bits / x.size == pytest.approx(bits, rel=0.01)
+    # the step must not know the dither, so the bits of one message scatter about what was asked for
+    sent = UniformQuantizer(bits=bits, unbiased=True).encode(x, KEY).bits / x.size
+    assert sent == pytest.approx(bits, rel=0.01 + 3 / math.sqrt(bits * x.size / 4))
 
 
 @pytest.mark.parametrize("nmse", [0.5, 0.05, 1e-3])
