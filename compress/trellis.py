@@ -24,14 +24,13 @@ from .compressor import Compressor, Contractive, Unbiased, name_of, positive_int
 _CHUNK = _shapes.ENTROPY_LARGEST_CHUNK
 _OCTAVES = _shapes.LEVEL_OCTAVES
 _SAMPLE = 2**15
-_MOST_SHIFT = 12
+_MOST_SHIFT = _shapes.LEVEL_MOST_SHIFT
 _STEPS = 12  # corrections of the step at most
 _LESSONS = 4  # of them with a new plan, on the sample
 _NEAR = 0.006  # as near as bits and error come to what was asked for; 0.01 is promised
 _SIGN = 1
 _TRIAL = 2
 _BIT = 0.35  # squared steps that the search may give for a bit; .3 to .46 are within a thousandth
-_WIDEST = 2.0**1000
 
 
 def _rate_keyword(cls):
@@ -116,12 +115,9 @@ class _Coded(Compressor):
 
     def _search(self, x, key, rms, largest):
         """The payload whose bits or error are what was asked for: first on a sample, then on all of x."""
-        if self.step is not None:
-            step = self.step / self._unit
-            return _Attempt(self, x, key, step, self._guess(x, key, rms, step)).payload()
-        if self._exact_error():
-            step = math.sqrt(12 * self.nmse) * rms / self._unit
-            return _Attempt(self, x, key, step, self._guess(x, key, rms, step)).payload()
+        if self.step is not None or self._exact_error():
+            step = (math.sqrt(12 * self.nmse) * rms if self.step is None else self.step) / self._unit
+            return _Attempt(self, x, key, step, self._guess(x, key, step)).payload()
         # the step must not know the dither, or the error would depend on it: another one is tried out
         trial = key.fold(_TRIAL) if self.unbiased else key
         finest = max(largest * 2.0**-22, 1e-300)
@@ -162,10 +158,10 @@ class _Coded(Compressor):
                 best = merit, plan, attempt.step
         return best[1], best[2]
 
-    def _guess(self, x, key, rms, step):
+    def _guess(self, x, key, step):
         """A plan for a step that is given."""
         part, plan = _sample(x, self.context), _Plan(labels=0)
-        for _ in range(4):
+        for _ in range(_LESSONS):
             plan = _Attempt(self, part, key, step, plan, whole=x.size).learn()
         return plan
 
@@ -177,8 +173,6 @@ class _Coded(Compressor):
             if not add:
                 out[...] = 0
             return
-        if payload.size < 8:
-            raise ValueError(f"coded levels: truncated, {payload.size} bytes")
         flags = int(payload[0])
         at = 1 if self.unbiased else 4
         width = 8 if flags & 2 else 4
@@ -239,7 +233,7 @@ class _Attempt:
         if costs is None or c.unbiased:
             costs = np.zeros((_OCTAVES * 2, 8), np.float32)
             costs[:, 0], costs[:, 6], costs[:, 7] = 1, 1.5, 2
-        models = c._models(merged)
+        models = k.level_model_count(self.code)
         self.symbol = np.empty(x.size, np.uint8)
         self.model = np.empty(x.size, np.uint8) if models > 1 else None
         self.extra = np.empty(x.size, np.uint16) if plan.shift or c.context else None
@@ -355,17 +349,15 @@ class _Bracket:
         self.c, self.finest, self.fine, self.coarse = compressor, finest, 0.0, math.inf
 
     def next(self, step, miss):
+        if (miss > 0) == (self.c.rate is not None):  # too many bits, or too small an error
+            self.fine = max(self.fine, step)
+        else:
+            self.coarse = min(self.coarse, step)
         if self.c.rate is not None:
-            self.fine, self.coarse = (
-                (max(self.fine, step), self.coarse) if miss > 0 else (self.fine, min(self.coarse, step))
-            )
             # an octave of the step is a bit at high rates, and a factor of five or six of the bits at low ones
             octaves = max(self.c.rate * abs(miss), math.log2(1 + abs(miss)) / 2.5)
             guess = step * 2.0 ** math.copysign(min(octaves, 2.0), miss)
         else:
-            self.fine, self.coarse = (
-                (self.fine, min(self.coarse, step)) if miss > 0 else (max(self.fine, step), self.coarse)
-            )
             guess = step * min(max((1 + miss) ** -0.5, 0.25), 4.0)
         if not self.fine < guess < self.coarse:
             guess = math.sqrt(self.fine * self.coarse)
@@ -427,9 +419,6 @@ class UniformQuantizer(_Coded):
 
     def _labels(self):
         return (0,)
-
-    def _models(self, merged):
-        return 16 if self.unbiased else 1
 
     @classmethod
     def examples(cls):
@@ -508,10 +497,6 @@ class Trellis(_Coded):
 
     def _labels(self):
         return (0,) if self.unbiased else (0, 1)
-
-    def _models(self, merged):
-        each = 16 if self.unbiased else 2
-        return each * (((_OCTAVES - 1) >> merged) + 1 if self.context else 1)
 
     @classmethod
     def examples(cls):

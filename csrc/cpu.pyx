@@ -85,6 +85,13 @@ cdef int need(View v, i64 n, str name) except -1:
     return 0
 
 
+cdef int match(View v, View o, str name) except -1:
+    """out must be a vector of x's type and length."""
+    if o.kind != v.kind or o.n != v.n:
+        raise ValueError(f"{name}: out must match x, got {o.n} of {chr(o.kind)!r} for {v.n} of {chr(v.kind)!r}")
+    return 0
+
+
 cdef extern from *:
     """
     static int runs_avx2(void) {
@@ -127,4 +134,6 @@ include "rice.pyx"
 include "subset.pyx"
 include "chunk.pyx"
 include "dct.pyx"
+include "entropy.pyx"
+include "trellis.pyx"
 include "level.pyx"

@@ -15,8 +15,7 @@ def dct(x, out, bint inverse=False) -> None:
     """out = the orthonormal cosine transform of x in blocks of 64 (dct.h, A), or its inverse; out may be x itself."""
     cdef View v = view(x, b"fd")
     cdef View o = view(out, b"fd", True)
-    if o.kind != v.kind or o.n != v.n:
-        raise ValueError(f"dct: out must match x, got {o.n} of {chr(o.kind)!r} for {v.n} of {chr(v.kind)!r}")
+    match(v, o, "dct")
     with nogil:
         if v.kind == c"f":
             dct_f32(v.f32s(), o.f32s(), v.n, inverse)

@@ -193,9 +193,6 @@ HD u32 entropy_take_low(u32* x, u32 bits, const u8** word) {
 }
 
 #ifdef ENTROPY_VECTOR
-HD __m512i entropy_slot16(__m512i x, const u32* table) {
-  return _mm512_i32gather_epi32(_mm512_and_si512(x, _mm512_set1_epi32(ENTROPY_SLOTS - 1)), (const int*)table, 4);
-}
 HD __m512i entropy_take16(__m512i* x, __m512i slot, const u8** word) {
   const __m512i f =
       _mm512_add_epi32(_mm512_and_si512(_mm512_srli_epi32(slot, 8), _mm512_set1_epi32(0xfff)), _mm512_set1_epi32(1));
@@ -209,52 +206,12 @@ HD __m512i entropy_take16(__m512i* x, __m512i slot, const u8** word) {
 }
 #endif
 
-/* Whole steps of 32 lanes for as long as there are 64 bytes to read; returns the next step. */
-HD i64 entropy_take_steps(EntropyReader* reader, i64 t, i64 steps, const u32* table, u8* symbol) {
-  const u8 *word = reader->word, *const stop = reader->stop - 2 * ENTROPY_LANES;
-  i64 p = t * ENTROPY_LANES;
-#ifdef ENTROPY_VECTOR
-  __m512i a = _mm512_loadu_si512(reader->x), b = _mm512_loadu_si512(reader->x + 16);
-  for (; t < steps && word <= stop; ++t, p += ENTROPY_LANES) {
-    const __m512i e = entropy_take16(&a, entropy_slot16(a, table), &word);
-    const __m512i f = entropy_take16(&b, entropy_slot16(b, table), &word);
-    _mm_storeu_si128((__m128i*)(symbol + p), _mm512_cvtepi32_epi8(e));
-    _mm_storeu_si128((__m128i*)(symbol + p + 16), _mm512_cvtepi32_epi8(f));
-  }
-  _mm512_storeu_si512(reader->x, a);
-  _mm512_storeu_si512(reader->x + 16, b);
-#else
-  int i;
-  for (; t < steps && word <= stop; ++t, p += ENTROPY_LANES)
-    for (i = 0; i < ENTROPY_LANES; ++i) symbol[p + i] = (u8)entropy_take1(reader->x + i, table, &word);
-#endif
-  reader->word = word;
-  return t;
-}
-
 /* All words read, and every lane where its encoder started? */
 HD EntropyFault entropy_close(const EntropyReader* reader) {
   u32 wrong = 0;
   int i;
   for (i = 0; i < ENTROPY_LANES; ++i) wrong |= reader->x[i] ^ ENTROPY_LOW;
   return wrong == 0 && reader->word == reader->stop ? ENTROPY_FINE : ENTROPY_DAMAGED;
-}
-
-/* n symbols of one model from a chunk at `data`; *used = its bytes. */
-static EntropyFault entropy_decode_chunk(const u8* data, i64 size, u32 words, i64 n, const u32* table, u8* symbol,
-                                         i64* used) {
-  const int lanes = entropy_lanes(n);
-  EntropyReader reader;
-  i64 t = 0, p;
-  const EntropyFault fault = entropy_open(&reader, data, size, words, lanes, used);
-  if (fault != ENTROPY_FINE) return fault;
-  for (; t * lanes < n; ++t) {
-    if (lanes == ENTROPY_LANES) t = entropy_take_steps(&reader, t, n / lanes, table, symbol);
-    if (!entropy_refill(&reader)) return ENTROPY_TRUNCATED;
-    for (p = t * lanes; p < (t + 1) * lanes && p < n; ++p)
-      symbol[p] = (u8)entropy_take1(reader.x + (p - t * lanes), table, &reader.word);
-  }
-  return entropy_close(&reader);
 }
 
 #endif

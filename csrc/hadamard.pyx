@@ -38,8 +38,7 @@ def rotate(x, out, u64 key, bint inverse=False) -> None:
     """out = the randomised rotation of x (hadamard.h, C), or its inverse; out may be x itself."""
     cdef View v = view(x, b"fd")
     cdef View o = view(out, b"fd", True)
-    if o.kind != v.kind or o.n != v.n:
-        raise ValueError(f"rotate: out must match x, got {o.n} of {chr(o.kind)!r} for {v.n} of {chr(v.kind)!r}")
+    match(v, o, "rotate")
     with nogil:
         if v.kind == c"f":
             rotate_f32(v.f32s(), o.f32s(), v.n, key, inverse)

@@ -20,7 +20,6 @@
 enum {
   LEVEL_CONTEXTS = 48,
   LEVEL_PHASES = 16,
-  LEVEL_MODELS = 96, /* at most: contexts x 2, or 6 x 16 */
   LEVEL_LARGEST_SHIFT = 12,
   LEVEL_ESCAPED = -(1 << 30), /* plus the branch */
   LEVEL_FAR = 250             /* in units of 1 << shift: levels beyond are escaped */

@@ -1,40 +1,8 @@
 from libc.math cimport fabs, floor
-from libc.stdlib cimport realloc
-
-cdef extern from "entropy_cpu.h" nogil:
-    enum:
-        ENTROPY_LANES
-        ENTROPY_CHUNK
-        ENTROPY_SLOTS
-        ENTROPY_SYMBOLS
-        ENTROPY_HEAD
-    ctypedef enum EntropyFault:
-        ENTROPY_FINE
-        ENTROPY_TRUNCATED
-        ENTROPY_DAMAGED
-    ctypedef struct EntropySource:
-        const u8* symbol
-        const u8* model
-        const u16* extra
-        const u32* table
-    int entropy_lanes(i64)
-    u32 entropy_code(u32, u32)
-    u32 entropy_slot(u32, u32, u32)
-    u32 entropy_order(int)
-    u16* entropy_encode_chunk(const EntropySource*, i64, u16*, u8*, int*)
-
-cdef extern from "trellis_cpu.h" nogil:
-    ctypedef struct TrellisCost:
-        f32 scale
-    f32 TRELLIS_FAR
-    f32 nearest_f32(f32)
-    int trellis_planes(int)
-    void trellis_search_of(const f32*, const u8*, i64, const TrellisCost*, u8*, i32*, int, int)
 
 cdef extern from "level_cpu.h" nogil:
     enum:
         LEVEL_CONTEXTS
-        LEVEL_MODELS
         LEVEL_ESCAPED
         LEVEL_FAR
         LEVEL_LARGEST_SHIFT
@@ -53,9 +21,16 @@ cdef extern from "level_cpu.h" nogil:
     EntropyFault level_decode_of(const u8*, i64, u32, i64, const LevelCode*, const u32*, const u8*, i32*, i64*)
     void level_dither(u64, i64, u64, int, f32*, u8*)
 
-ENTROPY_LARGEST_CHUNK = <int>ENTROPY_CHUNK
 LEVEL_OCTAVES = <int>LEVEL_CONTEXTS
 LEVEL_LIMIT = <int>LEVEL_FAR
+LEVEL_MOST_SHIFT = <int>LEVEL_LARGEST_SHIFT
+
+
+def level_model_count(tuple code) -> int:
+    """How many models levels of this code have."""
+    cdef LevelCode c = code_of(code[0], code[1], code[2], code[3], code[4])
+    return level_models(&c)
+
 
 # What a thread works with on one chunk.
 ctypedef struct LevelRoom:
@@ -200,52 +175,6 @@ cdef LevelCode code_of(int states, bint labels, bint dithered, int context, int 
     return c
 
 
-# A growing string of bytes and bits, least significant first.
-ctypedef struct Writer:
-    u8* data
-    i64 used, room
-    u64 held
-    int bits
-    bint failed
-
-
-cdef void reserve(Writer* w, i64 more) noexcept nogil:
-    cdef i64 room
-    cdef void* data
-    if w.used + more > w.room and not w.failed:
-        room = 2 * w.room + more
-        data = realloc(w.data, room)
-        if data == NULL:
-            w.failed = True
-            return
-        w.data = <u8*>data
-        w.room = room
-
-
-cdef void write_bytes(Writer* w, const void* p, i64 n) noexcept nogil:
-    reserve(w, n)
-    if not w.failed:
-        memcpy(w.data + w.used, p, n)
-        w.used += n
-
-
-cdef void write_bits(Writer* w, u64 value, int n) noexcept nogil:
-    """n <= 32 bits."""
-    cdef u8 byte
-    w.held |= value << w.bits
-    w.bits += n
-    while w.bits >= 8:
-        byte = <u8>w.held
-        write_bytes(w, &byte, 1)
-        w.held >>= 8
-        w.bits -= 8
-
-
-cdef void write_end(Writer* w) noexcept nogil:
-    if w.bits:
-        write_bits(w, 0, 8 - w.bits)
-
-
 cdef void count_symbols(const u8* symbol, const u8* model, i64 n, int models, u32* count, u32* other) noexcept nogil:
     """count[model][symbol]; with few models in four tables, as equal symbols in a row would wait for each other."""
     cdef i64 p
@@ -359,247 +288,6 @@ def level_encode_symbols(x, tuple code, f64 inverse, f64 far, u64 key, costs, f3
         free(other)
         free(sizes)
         free(out.data)
-
-
-cdef f64 log2_of(f64 x) noexcept nogil:
-    """The same bits on every machine; x > 0 and normal, to 1e-13."""
-    cdef u64 b = bits_f64(x)
-    cdef i64 e = <i64>(b >> 52) - 1023
-    cdef f64 m = f64_bits((b & <u64>0xfffffffffffff) | <u64>1023 << 52), s, z
-    if m > 1.4142135623730951:
-        m *= 0.5
-        e += 1
-    s = (m - 1) / (m + 1)
-    z = s * s
-    s *= 1 + z * (1.0 / 3 + z * (1.0 / 5 + z * (1.0 / 7 + z * (1.0 / 9 + z * (1.0 / 11 + z * (1.0 / 13 + z / 15))))))
-    return <f64>e + s * 2.8853900817779268
-
-
-def entropy_bits(counts) -> tuple:
-    """Bits of the symbols counted (u32, models x 256) and of their models, as the coder would write them."""
-    cdef View k = view(counts, b"I")
-    cdef u32 f[256]
-    cdef f64 bits = 0
-    cdef i64 m, i, header = 0
-    cdef u32 left
-    cdef int at
-    with nogil:
-        for m in range(k.n // 256):
-            frequencies(k.u32s() + 256 * m, f)
-            for i in range(256):
-                if f[i] and f[i] < <u32>ENTROPY_SLOTS:
-                    bits += k.u32s()[256 * m + i] * (12 - log2_of(f[i]))
-            left = 0
-            for i in range(256):
-                left += f[i]
-            header += 2 if left else 1
-            at = 0 if f[0] + f[1] else 2
-            while left:
-                header += width_of(left)
-                left -= f[entropy_order(at)]
-                at += 1
-    return bits, header
-
-
-def level_costs(counts, f64 weight, bint contexts, bint labels, costs) -> None:
-    """The cost rows (trellis.h, D) of models of counts: bits(j) fitted by weighted least squares, times `weight`.
-
-    counts: u32, [octave][parity][256] or [parity][256]. A model that was hardly seen gets 1/2 bit a level.
-    """
-    cdef View k = view(counts, b"I")
-    cdef View o = view(costs, b"f", True)
-    cdef i64 row, rows = k.n // 256
-    need(o, 8 * rows, "costs")
-    with nogil:
-        for row in range(rows):
-            fit_costs(k.u32s() + 256 * row, row & 1, row >> 1 if contexts else 0, labels, weight, o.f32s() + 8 * row)
-
-
-cdef void fit_costs(const u32* count, int q, i64 octave, bint labels, f64 weight, f32* cost) noexcept nogil:
-    cdef f64 w[5]
-    cdef f64 r[3]
-    cdef f64 early[2]
-    cdef f64 bits, t, power, n = 0, base = 0, rest = 0, slope = 0.5, curve = 0, det, c, three, four
-    cdef int i, j, seen = 0
-    for i in range(2, 256):
-        n += count[i]
-    for i in range(5):
-        w[i] = 0
-    for i in range(3):
-        r[i] = 0
-    if n >= 100 and octave < 22:
-        for i in range(128):        # |j| from both signs
-            j = 2 * i + (q if not labels else 0) if not (labels and q) else 2 * i - 1
-            if j <= 0:
-                continue
-            c = 0
-            if i < 128 and 128 + i < 256:
-                c += count[128 + i]
-            if labels or not q:
-                c += count[128 - i] if 128 - i >= 2 else 0
-            else:
-                c += count[127 - i] if 127 - i >= 2 else 0
-            if c == 0:
-                continue
-            seen += 1
-            t = j
-            bits = log2_of(n) - log2_of(c / 2)
-            if seen <= 2:
-                early[seen - 1] = bits
-            power = c
-            for j in range(5):
-                w[j] += power
-                if j < 3:
-                    r[j] += power * bits
-                power *= t
-        base = log2_of(n) - log2_of(count[128] if count[128] > 0 else 0.25)
-        rest = base + 4
-        # quadratic, straight, constant: the first whose slope and curve are not negative
-        if seen > 0:
-            det = (w[0] * (w[2] * w[4] - w[3] * w[3]) - w[1] * (w[1] * w[4] - w[2] * w[3])
-                   + w[2] * (w[1] * w[3] - w[2] * w[2]))
-            slope = -1
-            if seen == 2 and early[1] - early[0] > early[0] - base:     # two levels: bent like a Gaussian?
-                det = w[0] * w[4] - w[2] * w[2]
-                curve = (w[0] * r[2] - w[2] * r[0]) / det
-                slope = 0 if curve >= 0 else -1
-            if seen > 2 and det > 1e-9 * w[0] * w[2] * w[4]:
-                slope = (w[0] * (r[1] * w[4] - r[2] * w[3]) - r[0] * (w[1] * w[4] - w[2] * w[3])
-                         + w[2] * (w[1] * r[2] - w[2] * r[1])) / det
-                curve = (w[0] * (w[2] * r[2] - w[3] * r[1]) - w[1] * (w[1] * r[2] - w[2] * r[1])
-                         + r[0] * (w[1] * w[3] - w[2] * w[2])) / det
-                if curve >= 0 and slope < 0:        # bits = rest + curve t^2
-                    det = w[0] * w[4] - w[2] * w[2]
-                    slope = 0
-                    curve = (w[0] * r[2] - w[2] * r[0]) / det
-                    if curve < 0:
-                        slope = -1
-                elif curve < 0:
-                    slope = -1
-            if slope < 0:
-                curve = 0
-                det = w[0] * w[2] - w[1] * w[1]
-                slope = (w[0] * r[1] - w[1] * r[0]) / det if seen > 1 and det > 1e-9 * w[0] * w[2] else 0.5
-                slope = 0 if slope < 0 else slope
-            rest = (r[0] - slope * w[1] - curve * w[2]) / w[0]
-            if rest < 0:
-                rest = 0
-                if curve > 0:
-                    slope = 0
-                    curve = r[2] / w[4]
-                else:
-                    slope = r[1] / w[2]
-    elif octave >= 22:
-        slope = 0
-    three = rest + 3 * slope + 9 * curve - base
-    four = rest + 4 * slope + 16 * curve - base
-    cost[0] = <f32>(1 / (1 + weight * curve))
-    cost[1] = <f32>(weight * slope / 2 / (1 + weight * curve))
-    cost[2] = <f32>(weight * base)
-    cost[3] = <f32>(weight * rest)
-    cost[4] = <f32>(weight * slope)
-    cost[5] = <f32>(weight * curve)
-    cost[6] = <f32>(1.5 + weight * three / 6)
-    cost[7] = <f32>(2 + weight * four / 8)
-
-
-cdef void frequencies(const u32* count, u32* f) noexcept nogil:
-    """4096 shared out by counts, at least one to each: the shortest code, one unit at a time (all zero if n = 0)."""
-    cdef u64 n = 0
-    cdef i64 total = 0
-    cdef f64 gain, best
-    cdef int i, chosen
-    for i in range(256):
-        n += count[i]
-    for i in range(256):
-        f[i] = 0
-        if count[i]:
-            f[i] = <u32>(<u64>count[i] * ENTROPY_SLOTS // n)
-            f[i] = f[i] if f[i] else 1
-        total += f[i]
-    while n and total != ENTROPY_SLOTS:
-        chosen = -1
-        best = 0
-        for i in range(256):
-            if total < ENTROPY_SLOTS and count[i]:
-                gain = count[i] / (f[i] + 0.5)
-                if chosen < 0 or gain > best:
-                    chosen = i
-                    best = gain
-            elif total > ENTROPY_SLOTS and f[i] > 1:
-                gain = count[i] / (f[i] - 0.5)
-                if chosen < 0 or gain < best:
-                    chosen = i
-                    best = gain
-        if total < ENTROPY_SLOTS:
-            f[chosen] += 1
-            total += 1
-        else:
-            f[chosen] -= 1
-            total -= 1
-
-
-ctypedef struct Reader:
-    const u8* data
-    i64 at, stop
-    u64 held
-    int bits
-
-
-cdef u64 read_bits(Reader* r, int n) noexcept nogil:
-    """n <= 32 bits; zeros, and at > stop, where the data ends."""
-    cdef u64 value
-    while r.bits < n:
-        if r.at < r.stop:
-            r.held |= <u64>r.data[r.at] << r.bits
-        r.at += 1
-        r.bits += 8
-    value = r.held & ((<u64>1 << n) - 1)
-    r.held >>= n
-    r.bits -= n
-    return value
-
-
-cdef inline int width_of(u32 x) noexcept nogil:
-    cdef int n = 0
-    while x >> n:
-        n += 1
-    return n
-
-
-cdef void write_model(Writer* w, const u32* f) noexcept nogil:
-    """One bit: used? Then frequencies in entropy_order, each in the bits of what is left, until nothing is."""
-    cdef u32 left = 0
-    cdef int i
-    for i in range(256):
-        left += f[i]
-    write_bits(w, left != 0, 1)
-    i = 0
-    if left:        # escapes are rare: one bit says that there are none
-        write_bits(w, f[0] + f[1] != 0, 1)
-        i = 0 if f[0] + f[1] != 0 else 2
-    while left:
-        write_bits(w, f[entropy_order(i)], width_of(left))
-        left -= f[entropy_order(i)]
-        i += 1
-
-
-cdef int read_model(Reader* r, u32* f) noexcept nogil:
-    cdef u32 left = ENTROPY_SLOTS
-    cdef int i
-    memset(f, 0, 4 * 256)
-    if not read_bits(r, 1):
-        return 0
-    i = 0 if read_bits(r, 1) else 2
-    while left:
-        if i == 256 or r.at > r.stop:
-            return -1
-        f[entropy_order(i)] = <u32>read_bits(r, width_of(left))
-        if f[entropy_order(i)] > left:
-            return -1
-        left -= f[entropy_order(i)]
-        i += 1
-    return 0
 
 
 cdef void write_escape(Writer* w, f64 value, bint far, bint dithered) noexcept nogil:
@@ -759,6 +447,13 @@ cdef void add_moments(const LevelCode* c, const real* x, i64 n, f64 inverse, con
 
 
 cdef inline void put_value(real* out, i64 i, f64 value, bint add, real weight) noexcept nogil:
+    """The nearest finite value, stored or added."""
+    cdef f64 most
+    if real is f32:
+        most = 3.4028234663852886e38
+    else:
+        most = 1.7976931348623157e308
+    value = most if value > most else -most if value < -most else value
     if add:
         out[i] += weight * <real>value
     else:
@@ -779,13 +474,9 @@ cdef void level_values(const LevelCode* c, LevelRoom* room, i64 n, f64 step, con
     """out = step (j +- offset_|j|) or step (j - u), at the places of the levels; 0 where a level is escaped."""
     cdef int lanes = entropy_lanes(n)
     cdef i64 p, at
-    cdef f64 v, near = offset[0], mid = offset[1], rest = offset[2], most
+    cdef f64 v, near = offset[0], mid = offset[1], rest = offset[2]
     cdef real w = <real>weight
-    if real is f32:
-        most = 3.4028234663852886e38
-    else:
-        most = 1.7976931348623157e308
-    if c.context or c.dithered or add or fabs(step) > most / 4e9:
+    if c.context or c.dithered or add or fabs(step) > 1e28:     # beyond, a level may leave float32
         for p in range(n):
             at = level_place(p, n, lanes, 1) if c.context else p
             if room.level[p] < LEVEL_ESCAPED + 2:
@@ -794,7 +485,7 @@ cdef void level_values(const LevelCode* c, LevelRoom* room, i64 n, f64 step, con
                 v = step * (room.level[p] - room.u[at])
             else:
                 v = step * moved_level(room.level[p], near, mid, rest)
-            put_value(out, at, most if v > most else -most if v < -most else v, add, w)
+            put_value(out, at, v, add, w)
     else:
         for p in range(n):
             out[p] = <real>(step * moved_level(room.level[p], near, mid, rest))
@@ -805,11 +496,7 @@ cdef int patch_escapes(const LevelCode* c, const LevelRoom* room, i64 n, f64 ste
     cdef int lanes = entropy_lanes(n)
     cdef i64 p, at
     cdef bint far = False
-    cdef f64 v, most
-    if real is f32:
-        most = 3.4028234663852886e38
-    else:
-        most = 1.7976931348623157e308
+    cdef f64 v
     for p in range(n):
         if room.level[p] >= LEVEL_ESCAPED + 2:
             continue
@@ -818,9 +505,7 @@ cdef int patch_escapes(const LevelCode* c, const LevelRoom* room, i64 n, f64 ste
         if r.at > r.stop + 8:
             return -1
         v = v - room.u[at] if c.dithered and not far else v
-        v *= step
-        v = most if v > most else -most if v < -most else v
-        put_value(out, at, v, add, <real>weight)
+        put_value(out, at, v * step, add, <real>weight)
     return 0
 
 

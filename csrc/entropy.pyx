@@ -1,0 +1,204 @@
+from libc.stdlib cimport realloc
+
+cdef extern from "entropy_cpu.h" nogil:
+    enum:
+        ENTROPY_LANES
+        ENTROPY_CHUNK
+        ENTROPY_SLOTS
+        ENTROPY_HEAD
+    ctypedef enum EntropyFault:
+        ENTROPY_FINE
+        ENTROPY_TRUNCATED
+        ENTROPY_DAMAGED
+    ctypedef struct EntropySource:
+        const u8* symbol
+        const u8* model
+        const u16* extra
+        const u32* table
+    int entropy_lanes(i64)
+    u32 entropy_code(u32, u32)
+    u32 entropy_slot(u32, u32, u32)
+    u32 entropy_order(int)
+    u16* entropy_encode_chunk(const EntropySource*, i64, u16*, u8*, int*)
+
+ENTROPY_LARGEST_CHUNK = <int>ENTROPY_CHUNK
+
+
+# A growing string of bytes and bits, least significant first.
+ctypedef struct Writer:
+    u8* data
+    i64 used, room
+    u64 held
+    int bits
+    bint failed
+
+
+cdef void reserve(Writer* w, i64 more) noexcept nogil:
+    cdef i64 room
+    cdef void* data
+    if w.used + more > w.room and not w.failed:
+        room = 2 * w.room + more
+        data = realloc(w.data, room)
+        if data == NULL:
+            w.failed = True
+            return
+        w.data = <u8*>data
+        w.room = room
+
+
+cdef void write_bytes(Writer* w, const void* p, i64 n) noexcept nogil:
+    reserve(w, n)
+    if not w.failed:
+        memcpy(w.data + w.used, p, n)
+        w.used += n
+
+
+cdef void write_bits(Writer* w, u64 value, int n) noexcept nogil:
+    """n <= 32 bits."""
+    cdef u8 byte
+    w.held |= value << w.bits
+    w.bits += n
+    while w.bits >= 8:
+        byte = <u8>w.held
+        write_bytes(w, &byte, 1)
+        w.held >>= 8
+        w.bits -= 8
+
+
+cdef void write_end(Writer* w) noexcept nogil:
+    if w.bits:
+        write_bits(w, 0, 8 - w.bits)
+
+
+ctypedef struct Reader:
+    const u8* data
+    i64 at, stop
+    u64 held
+    int bits
+
+
+cdef u64 read_bits(Reader* r, int n) noexcept nogil:
+    """n <= 32 bits; zeros, and at > stop, where the data ends."""
+    cdef u64 value
+    while r.bits < n:
+        if r.at < r.stop:
+            r.held |= <u64>r.data[r.at] << r.bits
+        r.at += 1
+        r.bits += 8
+    value = r.held & ((<u64>1 << n) - 1)
+    r.held >>= n
+    r.bits -= n
+    return value
+
+
+cdef f64 log2_of(f64 x) noexcept nogil:
+    """The same bits on every machine; x > 0 and normal, to 1e-13."""
+    cdef u64 b = bits_f64(x)
+    cdef i64 e = <i64>(b >> 52) - 1023
+    cdef f64 m = f64_bits((b & <u64>0xfffffffffffff) | <u64>1023 << 52), s, z
+    if m > 1.4142135623730951:
+        m *= 0.5
+        e += 1
+    s = (m - 1) / (m + 1)
+    z = s * s
+    s *= 1 + z * (1.0 / 3 + z * (1.0 / 5 + z * (1.0 / 7 + z * (1.0 / 9 + z * (1.0 / 11 + z * (1.0 / 13 + z / 15))))))
+    return <f64>e + s * 2.8853900817779268
+
+
+cdef void frequencies(const u32* count, u32* f) noexcept nogil:
+    """4096 shared out by counts, at least one to each: the shortest code, one unit at a time (all zero if n = 0)."""
+    cdef u64 n = 0
+    cdef i64 total = 0
+    cdef f64 gain, best
+    cdef int i, chosen
+    for i in range(256):
+        n += count[i]
+    for i in range(256):
+        f[i] = 0
+        if count[i]:
+            f[i] = <u32>(<u64>count[i] * ENTROPY_SLOTS // n)
+            f[i] = f[i] if f[i] else 1
+        total += f[i]
+    while n and total != ENTROPY_SLOTS:
+        chosen = -1
+        best = 0
+        for i in range(256):
+            if total < ENTROPY_SLOTS and count[i]:
+                gain = count[i] / (f[i] + 0.5)
+                if chosen < 0 or gain > best:
+                    chosen = i
+                    best = gain
+            elif total > ENTROPY_SLOTS and f[i] > 1:
+                gain = count[i] / (f[i] - 0.5)
+                if chosen < 0 or gain < best:
+                    chosen = i
+                    best = gain
+        if total < ENTROPY_SLOTS:
+            f[chosen] += 1
+            total += 1
+        else:
+            f[chosen] -= 1
+            total -= 1
+
+
+cdef inline int width_of(u32 x) noexcept nogil:
+    cdef int n = 0
+    while x >> n:
+        n += 1
+    return n
+
+
+cdef void write_model(Writer* w, const u32* f) noexcept nogil:
+    """One bit: used? Then frequencies in entropy_order, each in the bits of what is left, until nothing is."""
+    cdef u32 left = 0
+    cdef int i
+    for i in range(256):
+        left += f[i]
+    write_bits(w, left != 0, 1)
+    i = 0 if f[0] + f[1] else 2
+    if left:        # escapes are rare: one bit says that there are none
+        write_bits(w, i == 0, 1)
+    while left:
+        write_bits(w, f[entropy_order(i)], width_of(left))
+        left -= f[entropy_order(i)]
+        i += 1
+
+
+cdef int read_model(Reader* r, u32* f) noexcept nogil:
+    cdef u32 left = ENTROPY_SLOTS
+    cdef int i
+    memset(f, 0, 4 * 256)
+    if not read_bits(r, 1):
+        return 0
+    i = 0 if read_bits(r, 1) else 2
+    while left:
+        if i == 256 or r.at > r.stop:
+            return -1
+        f[entropy_order(i)] = <u32>read_bits(r, width_of(left))
+        if f[entropy_order(i)] > left:
+            return -1
+        left -= f[entropy_order(i)]
+        i += 1
+    return 0
+
+
+def entropy_bits(counts) -> tuple:
+    """Bits of the symbols counted (u32, models x 256) and of their models, as the coder would write them."""
+    cdef View k = view(counts, b"I")
+    cdef u32 f[256]
+    cdef f64 bits = 0
+    cdef i64 m, i, header
+    cdef Writer w
+    memset(&w, 0, sizeof(w))
+    with nogil:
+        for m in range(k.n // 256):
+            frequencies(k.u32s() + 256 * m, f)
+            for i in range(256):
+                if f[i] and f[i] < <u32>ENTROPY_SLOTS:
+                    bits += k.u32s()[256 * m + i] * (12 - log2_of(f[i]))
+            write_model(&w, f)
+        header = 8 * w.used + w.bits
+        free(w.data)
+    if w.failed:
+        raise MemoryError()
+    return bits, header
