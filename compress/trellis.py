@@ -4,7 +4,7 @@ Both turn a vector into whole multiples of a step, chosen so that the message me
 with static models (csrc/level.h, csrc/entropy.h). What they promise is decided by the message, not by a constant of the
 class: guarantee is "none", except for an unbiased one whose error is set by `nmse`.
 
-Payload: one byte (labels, low bits left out, a float64 step, how finely contexts are told apart), three bytes (where
+Payload: one byte (labels, a float64 step, how finely contexts are told apart), three bytes (where
 levels 1, 2 and beyond are moved to, in 1/256 of a step; none if unbiased), the step, then models, chunks and escapes.
 """
 
@@ -19,18 +19,28 @@ import numpy as np
 
 from . import kernels
 from ._cpu import kernels as _shapes
-from .compressor import Compressor, Contractive, Unbiased, name_of, positive_int, refuse_nonfinite, settle
+from .compressor import (
+    Compressor,
+    Contractive,
+    Unbiased,
+    add_or_store,
+    check_finite,
+    name_of,
+    positive_int,
+    refuse_nonfinite,
+    settle,
+)
 
 _CHUNK = _shapes.ENTROPY_LARGEST_CHUNK
-_OCTAVES = _shapes.LEVEL_OCTAVES
 _SAMPLE = 2**15
-_MOST_SHIFT = _shapes.LEVEL_MOST_SHIFT
 _STEPS = 12  # corrections of the step at most
-_LESSONS = 4  # of them with a new plan, on the sample
+_LESSONS = 2  # of them with a new plan, on each sample
 _NEAR = 0.006  # as near as bits and error come to what was asked for; 0.01 is promised
 _SIGN = 1
 _TRIAL = 2
+_ROTATION = 4096  # coordinates that a rotation mixes
 _BIT = 0.35  # squared steps that the search may give for a bit; .3 to .46 are within a thousandth
+_PLAIN = np.tile(np.array([1, 0, 0, 0, 0, 0, 1.5, 2], np.float32), 2 * _shapes.LEVEL_OCTAVES)  # distance alone
 
 
 def _rate_keyword(cls):
@@ -102,68 +112,15 @@ class _Coded(Compressor):
         if not math.isfinite(size):
             refuse_nonfinite(x)
         if size == 0:
-            payload = kernels.buffer(0, out)
-            return payload, 0
+            return kernels.buffer(0, out), 0
         rms = size / math.sqrt(x.size)
         largest = float(k.max_abs(x))
         if rms < 1e-290 or largest > 1e290:
             raise ValueError(f"the norm of x is {size:g}: out of the range 1e-290 to 1e290")
-        data = self._search(x, key, rms, largest)
+        data = _Search(self, x, key, rms, largest).payload()
         payload = kernels.buffer(len(data), out)
         payload[:] = np.frombuffer(data, np.uint8)
         return payload, 8 * len(data)
-
-    def _search(self, x, key, rms, largest):
-        """The payload whose bits or error are what was asked for: first on a sample, then on all of x."""
-        if self.step is not None or self._exact_error():
-            step = (math.sqrt(12 * self.nmse) * rms if self.step is None else self.step) / self._unit
-            return _Attempt(self, x, key, step, self._guess(x, key, step)).payload()
-        # the step must not know the dither, or the error would depend on it: another one is tried out
-        trial = key.fold(_TRIAL) if self.unbiased else key
-        finest = max(largest * 2.0**-22, 1e-300)
-        target = self.rate if self.rate is not None else self.nmse
-        step = rms * (2.0**-target * 1.6 if self.rate is not None else math.sqrt(12 * self.nmse) / 2)
-        plan, step = self._plan(_sample(x, self.context), trial, rms, step, finest, x.size)
-        search, best, unseen = _Bracket(self, finest), (math.inf, step), 0.0
-        for _ in range(_STEPS):
-            attempt = None  # frees its arrays before the next takes its own
-            attempt = _Attempt(self, x, trial, step, plan, unseen=unseen)
-            miss = attempt.miss(rms)
-            if abs(miss) <= _NEAR or (step <= finest and miss < 0):
-                data = attempt.payload()
-                real = 8 * len(data) / x.size
-                if self.rate is None or miss < -_NEAR or abs(real / self.rate - 1) < 0.008:
-                    return _Attempt(self, x, key, step, plan).payload() if self.unbiased else data
-                unseen += real - attempt.rate()  # headers were estimated
-                miss, search = real / self.rate - 1, _Bracket(self, finest)
-            best = min(best, (abs(miss), step))
-            step = search.next(step, miss)
-        return _Attempt(self, x, key, best[1], plan).payload()
-
-    def _plan(self, part, key, rms, step, finest, size):
-        """What a sample teaches: costs, shift and labels, and the step that would meet the target there."""
-        best = None
-        for labels in self._labels():
-            plan, search = _Plan(labels=labels), _Bracket(self, finest)
-            for turn in range(_LESSONS + _STEPS):
-                attempt = _Attempt(self, part, key, step, plan, whole=size)
-                miss = attempt.miss(rms)
-                if turn >= _LESSONS and abs(miss) < _NEAR / 2:
-                    break
-                if turn < _LESSONS:
-                    plan, search = attempt.learn(), _Bracket(self, finest)
-                step = search.next(step, miss)
-            merit = math.log2(max(attempt.error(rms), 1e-300)) + 2 * attempt.rate() + 10 * abs(miss)
-            if best is None or merit < best[0]:
-                best = merit, plan, attempt.step
-        return best[1], best[2]
-
-    def _guess(self, x, key, step):
-        """A plan for a step that is given."""
-        part, plan = _sample(x, self.context), _Plan(labels=0)
-        for _ in range(_LESSONS):
-            plan = _Attempt(self, part, key, step, plan, whole=x.size).learn()
-        return plan
 
     # Decoding
 
@@ -182,72 +139,140 @@ class _Coded(Compressor):
         (step,) = struct.unpack("<d" if width == 8 else "<f", payload[at : at + width].tobytes())
         if not 0 < step < math.inf:
             raise ValueError(f"coded levels: the step is {step}")
-        shift = flags >> 2 & 15
-        if shift > _MOST_SHIFT or (self.unbiased and flags & 1):
+        merged = flags >> 2
+        if merged > 6 or (merged and not self.context) or (self.unbiased and (flags & 1 or 0 < merged < 2)):
             raise ValueError("coded levels: no encoder sets these flags")
-        code = self._code(flags & 1, shift, flags >> 6)
         kernels.of(payload).level_decode(
             payload[at + width :],
-            code,
+            self._code(flags & 1, merged),
             message.size,
             key.word if self.unbiased else 0,
             step * self._sign(key),
-            offsets,
+            tuple(offsets.tolist()),
             out,
             weight,
             add,
         )
 
-    def _code(self, labels, shift, merged):
-        return self._states, bool(labels), self.unbiased, 1 + merged if self.context else 0, shift
+    def _code(self, labels, merged):
+        return self._states, bool(labels), self.unbiased, 1 + merged if self.context else 0, self._columns
+
+    def _finest(self):
+        """Half octaves a model, as a logarithm, before any are merged: 16 bins of the dither and all would be too many."""
+        return 2 if self.unbiased else 0
 
     def _sign(self, key):
         """With a random sign the error is symmetric (trellis codes need not be)."""
         return -1.0 if self.unbiased and self._states > 1 and key.fold(_SIGN).word & 1 else 1.0
 
 
-class _Plan:
-    """What is learned from a sample: how to weigh bits, where zero begins, how many low bits to leave out."""
+class _Search:
+    """The message whose bits or error are what was asked for: first on samples of x, then on all of it."""
 
-    def __init__(self, labels=0, shift=0, costs=None, dead=0.6, rounding=0.4, offsets=(0.0, 0.0, 0.0)):
-        self.labels, self.shift, self.costs = labels, shift, costs
-        self.dead, self.rounding, self.offsets = dead, rounding, offsets
+    def __init__(self, compressor, x, key, rms, largest):
+        self.c, self.x, self.key, self.rms, self.largest = compressor, x, key, rms, largest
+        self.finest = max(largest * 2.0**-22, 1e-300)
+
+    def attempt(self, x, key, step, plan, measured=False):
+        return _Attempt(self.c, x, key, step, plan, self.x.size, self.largest, measured)
+
+    def payload(self):
+        c = self.c
+        if c.step is not None or c._exact_error():
+            step = (math.sqrt(12 * c.nmse) * self.rms if c.step is None else c.step) / c._unit
+            plan = _Plan() if c.unbiased else self.taught(step)
+            return self.attempt(self.x, self.key, step, plan).payload()
+        # the step must not know the dither, or the error would depend on it: another one is tried out
+        trial = self.key.fold(_TRIAL) if c.unbiased else self.key
+        plan, step, slope = self.planned(trial)
+        steps, best = _Steps(self, slope), (math.inf, step)
+        for _ in range(_STEPS):
+            attempt = None  # frees its arrays before the next takes its own
+            attempt = self.attempt(self.x, trial, step, plan, measured=c.rate is None)
+            miss = attempt.miss(self.rms)
+            if abs(miss) <= _NEAR or (step <= self.finest and miss < 0):
+                return (self.attempt(self.x, self.key, step, plan) if c.unbiased else attempt).payload()
+            best = min(best, (abs(miss), step))
+            step = steps.next(step, miss)
+        return self.attempt(self.x, self.key, best[1], plan).payload()
+
+    def planned(self, key):
+        """From samples a plan, the step with which it would meet the target, and how the miss goes with the step."""
+        c = self.c
+        step = _short(self.rms * (2.0**-c.rate * 1.6 if c.rate is not None else math.sqrt(12 * c.nmse) / 2))
+        tried = []
+        for labels in c._labels():
+            few = _SAMPLE // (2 if c.context else 4)
+            attempt, plan, slope = self.lessons(key, few, 0.03, step, _Plan(labels=labels))
+            step, miss = attempt.step, attempt.miss(self.rms)
+            loss = math.log2(max(attempt.error(self.rms), 1e-300)) + 2 * attempt.rate() + 10 * max(abs(miss) - 0.03, 0)
+            tried.append((loss + 0.01 * labels, step, plan))
+        _, step, plan = min(tried, key=lambda t: t[0])
+        attempt, plan, slope = self.lessons(key, _SAMPLE, _NEAR / 2, step, plan)
+        return plan, attempt.step, slope
+
+    def lessons(self, key, size, near, step, plan):
+        c, first = self.c, not (self.c.unbiased or plan.taught)
+        part, steps, lessons = _sample(self.x, size, bool(c.context)), _Steps(self), 0
+        for turn in range(_STEPS):
+            attempt = self.attempt(part, key, step, plan, measured=True)
+            miss = attempt.miss(self.rms)
+            if turn and abs(miss) < near:
+                break
+            if not first:  # what costs nothing is coded at another rate
+                step = steps.next(step, miss)
+            # costs learned far from the rate, and a step found with them, can chase each other for ever
+            if first or (lessons < _LESSONS and abs(miss) < 0.3):
+                plan, steps, lessons, first = attempt.learn(), _Steps(self, steps.slope), lessons + 1, False
+        return attempt, attempt.plan, steps.slope
+
+    def taught(self, step):
+        """A plan for a step that is given."""
+        part, plan = _sample(self.x, _SAMPLE, bool(self.c.context)), _Plan()
+        for _ in range(_LESSONS + 1):
+            plan = self.attempt(part, self.key, step, plan, measured=True).learn()
+        return plan
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is learned from a sample: how to weigh bits, where zero begins, where levels are moved to."""
+
+    labels: int = 0
+    taught: bool = False
+    costs: np.ndarray | None = None
+    dead: float = 0.6
+    rounding: float = 0.4
+    offsets: tuple = (0.0, 0.0, 0.0)
 
 
 class _Attempt:
-    """x at one step: levels, symbols and counts, and what they would cost."""
+    """A vector, or a sample of one with `whole` coordinates, at one step: symbols, counts, and what they would cost."""
 
-    def __init__(self, compressor, x, key, step, plan, whole=None, unseen=0.0):
+    def __init__(self, compressor, x, key, step, plan, whole, largest, measured):
         c = compressor
-        measured = whole is not None or c.nmse is not None  # a sample teaches, and an error must be known
-        self.c, self.x, self.key, self.plan = c, x, key, plan
-        self.whole, self.unseen = whole or x.size, unseen
+        self.c, self.size, self.plan, self.whole = c, x.size, plan, whole
         self.wide = not 2.0**-100 < step < 2.0**100
         self.step = step if self.wide else float(np.float32(step))
-        merged = 2 if c.unbiased else 0
-        self.code = c._code(plan.labels, plan.shift, merged)
-        k = kernels.of(x)
-        self.inverse = c._sign(key) / self.step
-        far = 1e6 if c.context else float(_shapes.LEVEL_LIMIT << plan.shift)
-        costs = plan.costs
-        if costs is None or c.unbiased:
-            costs = np.zeros((_OCTAVES * 2, 8), np.float32)
-            costs[:, 0], costs[:, 6], costs[:, 7] = 1, 1.5, 2
+        self.code = c._code(plan.labels, c._finest())
+        self.k = k = kernels.of(x)
+        costs = _PLAIN if plan.costs is None else plan.costs
         models = k.level_model_count(self.code)
+        narrow = largest < (2 * k.LEVEL_NARROW - 8) * self.step
         self.symbol = np.empty(x.size, np.uint8)
         self.model = np.empty(x.size, np.uint8) if models > 1 else None
-        self.extra = np.empty(x.size, np.uint16) if plan.shift or c.context else None
+        self.extra = None if narrow else np.empty(x.size, np.uint16)
         self.counts = np.empty(models * 256, np.uint32)
         moments = np.empty(7) if measured else None
         self.escapes, *self.escaped = k.level_encode_symbols(
             x,
             self.code,
-            self.inverse,
-            far,
+            c._sign(key) / self.step,
             key.word if c.unbiased else 0,
-            costs.ravel(),
+            costs,
             plan.dead,
             plan.rounding,
+            whole / x.size,
             self.symbol,
             self.model,
             self.extra,
@@ -255,22 +280,21 @@ class _Attempt:
             moments,
         )
         self.moments = moments.tolist() if measured else None
+        self.bits, self.model_bits, self.context = k.level_bits(self.code, self.counts, whole / x.size)
 
     def rate(self):
-        """Bits a coordinate, of x as large as `whole`."""
-        n, chunks = self.x.size, self.whole / _CHUNK
-        low = float((self.extra >> 12).mean()) if self.extra is not None else 0.0
+        """Bits a coordinate of the whole."""
+        chunks = self.whole / _CHUNK
         lanes = 32 * max(chunks, 1) if self.whole >= 2**15 else max(1, self.whole / 1024)
         header = 64 + 32 * math.ceil(chunks) * (2 if self.escapes else 1) + 19.5 * lanes
-        symbols, models = kernels.of(self.x).entropy_bits(self.counts)
-        return (symbols + 24.0 * self.escapes) / n + low + (header + models) / self.whole + self.unseen
+        return (self.bits + 8 * len(self.escaped[0])) / self.size + (header + self.model_bits) / self.whole
 
     def error(self, rms):
         """NMSE after the levels are moved to where the plan says."""
         total, *pairs = self.moments
         for (count, off), move in zip(zip(pairs[::2], pairs[1::2], strict=True), self.plan.offsets, strict=True):
             total += count * move * move - 2 * off * move
-        return max(total, 0.0) * self.step**2 / (rms * rms * self.x.size)
+        return max(total, 0.0) * self.step**2 / (rms * rms * self.size)
 
     def miss(self, rms):
         """By how much, relatively, the bits or the error are above what was asked for."""
@@ -280,39 +304,28 @@ class _Attempt:
 
     def learn(self):
         """A better plan for this step."""
-        old, k = self.plan, kernels.of(self.x)
-        plan = _Plan(old.labels, old.shift)
-        if not self.c.unbiased:
-            _, *pairs = self.moments
-            plan.offsets = tuple(
-                min(max(round(256 * off / count) / 256, -0.49), 0.49) if count else 0.0
-                for count, off in zip(pairs[::2], pairs[1::2], strict=True)
-            )
-            if self.c._states > 1:
-                costs = np.empty((len(self.counts) // 256, 8), np.float32)
-                k.level_costs(self.counts, _BIT, bool(self.c.context), bool(old.labels), costs.ravel())
-                plan.costs = costs
-            else:
-                plan.dead, plan.rounding = _thresholds(self.counts)
-        if not self.c.context:
-            far = self.escapes / self.x.size
-            wide = far > 0.002 or self._spread() > 100
-            plan.shift = min(old.shift + 1, _MOST_SHIFT) if wide and self._spread() > 32 else old.shift
-        return plan
-
-    def _spread(self):
-        """How many symbols share the vector, none of them rare: where many do, the lowest bit is as good as random."""
-        return np.count_nonzero(self.counts.reshape(-1, 256).sum(0) > self.x.size / 1024)
+        if self.c.unbiased:
+            return self.plan
+        _, *pairs = self.moments
+        offsets = tuple(
+            min(max(round(256 * off / count) / 256, -0.49), 0.49) if count else 0.0
+            for count, off in zip(pairs[::2], pairs[1::2], strict=True)
+        )
+        if self.c._states == 1:
+            dead, rounding = _thresholds(self.counts)
+            return _Plan(taught=True, dead=dead, rounding=rounding, offsets=offsets)
+        costs = np.empty(len(self.counts) // 32, np.float32)
+        self.k.level_costs(self.counts, _BIT, bool(self.c.context), bool(self.plan.labels), costs)
+        return _Plan(self.plan.labels, True, costs, offsets=offsets)
 
     def payload(self):
-        plan, code = self.plan, self.code
-        flags = (1 if plan.labels else 0) | (2 if self.wide else 0) | plan.shift << 2 | (max(code[3] - 1, 0)) << 6
-        head = bytes([flags])
+        merged = max(self.context - 1, 0)
+        head = bytes([(1 if self.plan.labels else 0) | (2 if self.wide else 0) | merged << 2])
         if not self.c.unbiased:
-            head += np.array([round(256 * o) for o in plan.offsets], np.int8).tobytes()
+            head += np.array([round(256 * o) for o in self.plan.offsets], np.int8).tobytes()
         head += struct.pack("<d" if self.wide else "<f", self.step)
-        return head + kernels.of(self.x).level_encode(
-            code, self.symbol, self.model, self.extra, self.counts, *self.escaped
+        return head + self.k.level_encode(
+            self.code, self.context, self.symbol, self.model, self.extra, self.counts, *self.escaped
         )
 
 
@@ -325,35 +338,50 @@ def _thresholds(counts):
         return 0.5, 0.5
     weight = math.log(2) / 6
     dead = 0.5 + weight / 2 * math.log2(max(2 * zero / near, 1.0))
-    ups, downs = c[129:255], c[130:256]
-    below, above = c[3:128][::-1], c[2:127][::-1]
+    ups, downs = c[129:159], c[130:160]
+    below, above = c[98:128][::-1], c[97:127][::-1]
     here, after = float(ups.sum() + below.sum()), float(downs.sum() + above.sum())
     slope = math.log2(here / after) if after > 0 else 4.0  # geometric tails: the same ratio at every level
-    return dead, 0.5 - min(weight / 2 * slope, 0.3)
+    # logarithms differ between machines in the last bit: what follows from them is rounded, and bytes do not
+    return round(dead * 4096) / 4096, round((0.5 - min(weight / 2 * slope, 0.3)) * 4096) / 4096
 
 
-def _sample(x, contexts):
+def _short(step):
+    """16 bits of a step, the same on every machine."""
+    fraction, exponent = math.frexp(step)
+    return math.ldexp(round(fraction * 65536), exponent - 16)
+
+
+def _sample(x, size, contexts):
     """Rows of x from all over it: of 32 coordinates, or long runs where neighbours matter."""
-    if x.size <= 2 * _SAMPLE:
+    if x.size <= 2 * size:
         return x
     row = 1024 if contexts else 32
-    rows = _SAMPLE // row
+    rows = size // row
     first = (np.arange(rows) * ((x.size - row) / (rows - 1))).astype(np.int64)
     return np.ascontiguousarray(x[first[:, None] + np.arange(row)].ravel())
 
 
-class _Bracket:
-    """The next step to try: by the slope that rate or error have, and between the nearest on either side."""
+class _Steps:
+    """The next step to try: along the line through the last two, and between the nearest on either side."""
 
-    def __init__(self, compressor, finest):
-        self.c, self.finest, self.fine, self.coarse = compressor, finest, 0.0, math.inf
+    def __init__(self, search, slope=0.0):
+        self.c, self.finest, self.fine, self.coarse, self.last = search.c, search.finest, 0.0, math.inf, None
+        self.slope = slope  # of the miss, an octave of the step
 
     def next(self, step, miss):
-        if (miss > 0) == (self.c.rate is not None):  # too many bits, or too small an error
+        sign = -1 if self.c.rate is not None else 1
+        if miss * sign < 0:
             self.fine = max(self.fine, step)
         else:
             self.coarse = min(self.coarse, step)
-        if self.c.rate is not None:
+        if self.last and step != self.last[0]:
+            slope = (miss - self.last[1]) / math.log2(step / self.last[0])
+            self.slope = slope if slope * sign > 0.1 else 0.0
+        self.last = step, miss
+        if abs(miss) < 0.2 and self.slope:
+            guess = step * 2.0 ** min(max(-miss / self.slope, -0.5), 0.5)
+        elif self.c.rate is not None:
             # an octave of the step is a bit at high rates, and a factor of five or six of the bits at low ones
             octaves = max(self.c.rate * abs(miss), math.log2(1 + abs(miss)) / 2.5)
             guess = step * 2.0 ** math.copysign(min(octaves, 2.0), miss)
@@ -361,7 +389,7 @@ class _Bracket:
             guess = step * min(max((1 + miss) ** -0.5, 0.25), 4.0)
         if not self.fine < guess < self.coarse:
             guess = math.sqrt(self.fine * self.coarse)
-        return max(guess, self.finest)
+        return _short(max(guess, self.finest))
 
 
 class _Biased(Contractive):
@@ -410,8 +438,9 @@ class UniformQuantizer(_Coded):
     step: float | None = None
     unbiased: bool = False
 
-    context: ClassVar[int] = 0
+    context: ClassVar[bool] = False
     _states: ClassVar[int] = 1
+    _columns: ClassVar[int] = 0
     _unit: ClassVar[float] = 2.0  # its levels are the even ones
 
     def __post_init__(self):
@@ -477,7 +506,9 @@ class Trellis(_Coded):
     nmse: float | None = None
     states: int = 8
     context: bool = False
+    rotate: bool = False
     unbiased: bool = False
+    shape: int | tuple | None = None
 
     step: ClassVar[None] = None
     _unit: ClassVar[float] = 1.0
@@ -487,9 +518,66 @@ class Trellis(_Coded):
         settle(self, "states", positive_int(self.states, "states"))
         if self.states not in (4, 8, 16, 32, 64, 256):
             raise ValueError(f"states must be 4, 8, 16, 32, 64 or 256, got {self.states}")
-        if not isinstance(self.context, (bool, np.bool_)):
-            raise TypeError(f"context must be True or False, got {self.context!r}")
-        settle(self, "context", bool(self.context))
+        for name in ("context", "rotate"):
+            value = getattr(self, name)
+            if not isinstance(value, (bool, np.bool_)):
+                raise TypeError(f"{name} must be True or False, got {value!r}")
+            settle(self, name, bool(value))
+        if self.context and self.rotate:
+            raise ValueError("context=True has nothing to follow in a vector that rotate=True has made noise")
+        if self.shape is not None:
+            sizes = self.shape if isinstance(self.shape, (tuple, list)) else (self.shape,)
+            settle(self, "shape", tuple(positive_int(n, "shape") for n in sizes) if sizes is self.shape else sizes[0])
+            if not self.context:
+                raise ValueError("shape is what context=True looks at: set both")
+            if not sizes or self._width < 2:
+                raise ValueError(f"shape must have two columns at least, got {self.shape}")
+
+    @property
+    def _width(self):
+        """Columns of the matrix that shape makes of a vector."""
+        return self.shape[-1] if isinstance(self.shape, tuple) else int(self.shape or 0)
+
+    @property
+    def _columns(self):
+        """... and of the strips that it is cut in, side by side: the lanes of the coder then have rows above them."""
+        if self._width <= 128:
+            return self._width
+        return min((n for n in range(32, 129) if self._width % n == 0), key=lambda n: abs(math.log(n / 64)), default=64)
+
+    def _encode(self, x, key, out):
+        if isinstance(self.shape, tuple) and math.prod(self.shape) != x.size:
+            raise ValueError(f"x has {x.size} coordinates, shape={self.shape} {math.prod(self.shape)}")
+        if self.rotate:
+            largest = check_finite(x)
+            if largest * x.size * _ROTATION > float(np.finfo(x.dtype).max):
+                raise ValueError(f"max|x| = {largest:g} is too large to rotate in {x.dtype}")
+            rotated = np.empty_like(x)
+            kernels.of(x).rotate(x, rotated, key.shared.word, False)
+            x = rotated
+        if self._columns < self._width:
+            x = np.concatenate([part.ravel() for part in self._strips(x)])
+        return super()._encode(x, key, out)
+
+    def _decode(self, message, key, out, weight, add):
+        if not self.rotate and self._columns == self._width:
+            return super()._decode(message, key, out, weight, add)
+        coded = np.empty_like(out)
+        super()._decode(message, key, coded, 1.0, False)
+        if self.rotate:
+            kernels.of(out).rotate(coded, coded, key.shared.word, True)
+            return add_or_store(coded, out, weight, add)
+        at = 0
+        for part in self._strips(out):
+            add_or_store(coded[at : at + part.size].reshape(part.shape), part, weight, add)
+            at += part.size
+
+    def _strips(self, x):
+        """Views of x, as a matrix, in the order of coding: strips from top to bottom, the rest of them, the last row."""
+        rows, across = x.size // self._width, self._width // self._columns
+        matrix = x[: rows * self._width].reshape(rows, self._width)
+        strips = matrix[:, : across * self._columns].reshape(rows, across, self._columns).transpose(1, 0, 2)
+        return strips, matrix[:, across * self._columns :], x[rows * self._width :]
 
     @property
     def _states(self):

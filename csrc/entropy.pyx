@@ -110,25 +110,29 @@ cdef void frequencies(const u32* count, u32* f) noexcept nogil:
     cdef u64 n = 0
     cdef i64 total = 0
     cdef f64 gain, best
-    cdef int i, chosen
+    cdef int i, k, chosen, used = 0
+    cdef u8 which[256]
+    memset(f, 0, 1024)
     for i in range(256):
         n += count[i]
     for i in range(256):
-        f[i] = 0
         if count[i]:
             f[i] = <u32>(<u64>count[i] * ENTROPY_SLOTS // n)
             f[i] = f[i] if f[i] else 1
-        total += f[i]
+            total += f[i]
+            which[used] = <u8>i
+            used += 1
     while n and total != ENTROPY_SLOTS:
         chosen = -1
         best = 0
-        for i in range(256):
-            if total < ENTROPY_SLOTS and count[i]:
+        for k in range(used):
+            i = which[k]
+            if total < ENTROPY_SLOTS:
                 gain = count[i] / (f[i] + 0.5)
                 if chosen < 0 or gain > best:
                     chosen = i
                     best = gain
-            elif total > ENTROPY_SLOTS and f[i] > 1:
+            elif f[i] > 1:
                 gain = count[i] / (f[i] - 0.5)
                 if chosen < 0 or gain < best:
                     chosen = i
@@ -182,23 +186,19 @@ cdef int read_model(Reader* r, u32* f) noexcept nogil:
     return 0
 
 
-def entropy_bits(counts) -> tuple:
-    """Bits of the symbols counted (u32, models x 256) and of their models, as the coder would write them."""
-    cdef View k = view(counts, b"I")
+cdef f64 symbol_bits(const u32* count, int models, i64* header) noexcept nogil:
+    """Bits of the symbols counted, and of their models, as the coder would write them; header = -1: no memory."""
     cdef u32 f[256]
     cdef f64 bits = 0
-    cdef i64 m, i, header
+    cdef int m, i
     cdef Writer w
     memset(&w, 0, sizeof(w))
-    with nogil:
-        for m in range(k.n // 256):
-            frequencies(k.u32s() + 256 * m, f)
-            for i in range(256):
-                if f[i] and f[i] < <u32>ENTROPY_SLOTS:
-                    bits += k.u32s()[256 * m + i] * (12 - log2_of(f[i]))
-            write_model(&w, f)
-        header = 8 * w.used + w.bits
-        free(w.data)
-    if w.failed:
-        raise MemoryError()
-    return bits, header
+    for m in range(models):
+        frequencies(count + 256 * m, f)
+        for i in range(256):
+            if f[i] and f[i] < <u32>ENTROPY_SLOTS:
+                bits += count[256 * m + i] * (12 - log2_of(f[i]))
+        write_model(&w, f)
+    header[0] = -1 if w.failed else 8 * w.used + w.bits
+    free(w.data)
+    return bits

@@ -3,129 +3,176 @@ from libc.math cimport fabs, floor
 cdef extern from "level_cpu.h" nogil:
     enum:
         LEVEL_CONTEXTS
-        LEVEL_ESCAPED
+        LEVEL_COLUMNS
+        LEVEL_EXACT
+        LEVEL_BUCKETS
         LEVEL_FAR
-        LEVEL_LARGEST_SHIFT
+        LEVEL_ESCAPED
     ctypedef struct LevelCode:
         int states
         int labels
         int dithered
         int context
-        int shift
+        int columns
+    ctypedef struct LevelPast:
+        u32 mean[32]
+    int level_models_each(const LevelCode*)
     int level_models(const LevelCode*)
-    u32 level_octave(u32)
-    u32 level_decay(u32, u32)
-    u32 level_shift(const LevelCode*, u32)
+    i32 level_from(i32, u32, int)
+    i32 level_wrap(u32, u32, int)
+    u32 level_bucket_bits(u32)
+    u32 level_bucket_first(u32, u32)
+    u32 level_magnitude(i32, u32)
     i64 level_place(i64, i64, int, int)
-    i64 level_symbols_of(const LevelCode*, const i32*, const u8*, i64, u8*, u8*, u16*)
-    EntropyFault level_decode_of(const u8*, i64, u32, i64, const LevelCode*, const u32*, const u8*, i32*, i64*)
+    void level_forget(LevelPast*, u32 (*)[32], int)
+    void level_octaves(const LevelPast*, i64, int, int, u32*)
+    void level_remember(LevelPast*, i64, int, int, const u32*)
+    void level_symbols_of(const LevelCode*, const i32*, const u8*, i64, int, u32 (*)[32], u8*, u8*, u16*)
+    EntropyFault level_decode_of(const u8*, i64, u32, i64, const LevelCode*, const u32*, const u8*, u32 (*)[32], i32*,
+                                 i64*)
+    void level_moments(const f32*, const i32*, i64, int, i64, int, f64*)
     void level_dither(u64, i64, u64, int, f32*, u8*)
 
 LEVEL_OCTAVES = <int>LEVEL_CONTEXTS
-LEVEL_LIMIT = <int>LEVEL_FAR
-LEVEL_MOST_SHIFT = <int>LEVEL_LARGEST_SHIFT
+LEVEL_MOST_COLUMNS = <int>LEVEL_COLUMNS
+LEVEL_NARROW = <int>LEVEL_EXACT
 
 
 def level_model_count(tuple code) -> int:
     """How many models levels of this code have."""
-    cdef LevelCode c = code_of(code[0], code[1], code[2], code[3], code[4])
+    cdef LevelCode c = code_of(code)
     return level_models(&c)
 
 
 # What a thread works with on one chunk.
 ctypedef struct LevelRoom:
-    f32* u          # dither of the chunk's coordinates
-    u8* phase       # ... and its phase, in the order of coding
-    u8* natural     # ... and of coordinates
-    f32* a          # scaled coordinates, [step][32]
+    int lanes
+    f32* u              # dither of the chunk's coordinates
+    u8* natural         # ... and its phase
+    u8* phase           # ... in the order of coding
+    f32* a              # scaled coordinates, [step][32]
     u8* octave
     u8* decision
-    i32* level
+    u32 (*above)[32]    # sums of magnitudes by column and lane
+    i32* level          # what encoders call w, decoders the level, in the order of coding
 
 
-cdef int open_room(LevelRoom* room, i64 n, int states, bint searching) noexcept nogil:
+cdef int open_room(LevelRoom* room, const LevelCode* c, i64 n, bint searching) noexcept nogil:
     cdef i64 most = min(n, <i64>ENTROPY_CHUNK)
     # with fewer than 32 lanes the [step][32] arrays are longer than n: at most 2,048 steps
     cdef i64 places = max(ceil_div(most, 128) * 128, <i64>min(most, 2048) * ENTROPY_LANES)
     memset(room, 0, sizeof(LevelRoom))
     room.u = <f32*>malloc(4 * places)
-    room.phase = <u8*>malloc(places)
     room.natural = <u8*>malloc(places)
+    room.phase = <u8*>malloc(places)
     room.a = <f32*>malloc(4 * places)
+    room.above = <u32 (*)[32]>malloc(128 * max(c.columns, 1))
     room.level = <i32*>malloc(4 * places)
     if searching:
         room.octave = <u8*>malloc(places)
-        room.decision = <u8*>malloc(places * trellis_planes(states))
+        room.decision = <u8*>malloc(places * trellis_planes(c.states))
         if room.octave == NULL or room.decision == NULL:
             return -1
     if room.u == NULL or room.phase == NULL or room.natural == NULL or room.a == NULL or room.level == NULL:
         return -1
-    return 0
+    return 0 if room.above != NULL else -1
 
 
 cdef void close_room(LevelRoom* room) noexcept nogil:
     free(room.u)
-    free(room.phase)
     free(room.natural)
+    free(room.phase)
     free(room.a)
     free(room.octave)
     free(room.decision)
+    free(room.above)
     free(room.level)
 
 
+cdef LevelCode code_of(tuple code) except *:
+    """(states, labels, dithered, context, columns)"""
+    cdef LevelCode c
+    c.states, c.labels, c.dithered, c.context, c.columns = code
+    if c.dithered and 0 < c.context < 3:        # a model is a byte
+        raise ValueError("dithered levels have contexts of four half octaves at least")
+    if not 0 <= c.context <= 7 or not 0 <= c.columns <= <int>LEVEL_COLUMNS:
+        raise ValueError(f"context {c.context}, {c.columns} columns")
+    return c
+
+
+# A lane's run of coordinates where there are contexts: from `start` on, `length` of them.
+ctypedef struct Run:
+    i64 start, length
+
+
+cdef Run run_of(i64 n, int lanes, int lane) noexcept nogil:
+    cdef Run r
+    r.start = level_place(lane, n, lanes, 1)
+    r.length = n // lanes + (lane < n % lanes)
+    return r
+
+
 cdef void draw_dither(const LevelCode* c, LevelRoom* room, i64 first, i64 n, u64 key) noexcept nogil:
-    cdef int lanes = entropy_lanes(n)
-    cdef i64 p
+    cdef int lanes = room.lanes, lane
+    cdef i64 t
+    cdef Run r
     level_dither(<u64>first, n, key, c.states, room.u, room.natural)
-    if c.context:
-        for p in range(n):
-            room.phase[p] = room.natural[level_place(p, n, lanes, 1)]
-    else:
+    if not c.context:
         memcpy(room.phase, room.natural, n)
-
-
-cdef inline f32 scaled(f64 v, f64 far, f32 u) noexcept nogil:
-    return TRELLIS_FAR if not fabs(v) <= far else <f32>v + u
-
-
-cdef void scale_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, f64 far, LevelRoom* room) noexcept nogil:
-    """a[step][lane] = x / step + u, TRELLIS_FAR where |x| / step > far; zeros where there is no coordinate."""
-    cdef int lanes = entropy_lanes(n)
-    cdef i64 p, at, to
-    if lanes == ENTROPY_LANES and not c.context:
-        if c.dithered:
-            for p in range(n):
-                room.a[p] = scaled(x[p] * inverse, far, room.u[p])
-        else:
-            for p in range(n):
-                room.a[p] = scaled(x[p] * inverse, far, 0)
-        for p in range(n, ceil_div(n, lanes) * lanes):
-            room.a[p] = 0
         return
-    memset(room.a, 0, 4 * ENTROPY_LANES * ceil_div(n, lanes))
-    for p in range(n):
-        at = level_place(p, n, lanes, c.context)
-        to = p // lanes * ENTROPY_LANES + p % lanes
-        room.a[to] = scaled(x[at] * inverse, far, room.u[at] if c.dithered else 0)
+    for lane in range(lanes):
+        r = run_of(n, lanes, lane)
+        for t in range(r.length):
+            room.phase[t * lanes + lane] = room.natural[r.start + t]
+
+
+cdef inline f32 scaled(f64 v, f32 u) noexcept nogil:
+    return TRELLIS_FAR if not fabs(v) <= LEVEL_FAR else <f32>v + u
+
+
+cdef void scale_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, LevelRoom* room) noexcept nogil:
+    """a[step][lane] = x / step + u, TRELLIS_FAR where |x| / step is; zeros where there is no coordinate."""
+    cdef int lanes = room.lanes, lane
+    cdef i64 p, t, block, steps = ceil_div(n, lanes)
+    cdef Run r
+    if lanes < ENTROPY_LANES or n % ENTROPY_LANES:
+        memset(room.a, 0, 4 * ENTROPY_LANES * steps)
+    if c.context:
+        for block in range(0, steps, 16):       # a few lines of memory at a time
+            for lane in range(lanes):
+                r = run_of(n, lanes, lane)
+                for t in range(block, min(block + 16, r.length)):
+                    p = r.start + t
+                    room.a[t * ENTROPY_LANES + lane] = scaled(x[p] * inverse, room.u[p] if c.dithered else 0)
+    elif lanes < ENTROPY_LANES:
+        for p in range(n):
+            room.a[p // lanes * ENTROPY_LANES + p % lanes] = scaled(x[p] * inverse, room.u[p] if c.dithered else 0)
+    elif c.dithered:
+        for p in range(n):
+            room.a[p] = scaled(x[p] * inverse, room.u[p])
+    else:
+        for p in range(n):
+            room.a[p] = scaled(x[p] * inverse, 0)
 
 
 cdef void guess_octaves(const LevelCode* c, i64 steps, LevelRoom* room) noexcept nogil:
     """The contexts as they would be if every level were the nearest integer."""
-    cdef u32 total[32]
-    cdef u32 octave
-    cdef i64 t, p
-    cdef int l
+    cdef LevelPast past
+    cdef u32 octave[32]
+    cdef u32 magnitude[32]
+    cdef const f32* a
     cdef f32 v
-    memset(total, 0, sizeof(total))
+    cdef i64 t
+    cdef int l
+    level_forget(&past, room.above, c.columns)
     for t in range(steps):
+        level_octaves(&past, t, c.columns, ENTROPY_LANES, octave)
+        a = room.a + t * ENTROPY_LANES
         for l in range(ENTROPY_LANES):
-            p = t * ENTROPY_LANES + l
-            octave = level_octave(total[l])
-            room.octave[p] = <u8>octave
-            v = room.a[p]
-            v = -v if v < 0 else v
-            total[l] = level_decay(total[l], <u32>nearest_f32(v) if v < 32768 else
-                                   (<u32>256 << level_shift(c, octave) if v >= TRELLIS_FAR else 32768))
+            room.octave[t * ENTROPY_LANES + l] = <u8>octave[l]
+            v = -a[l] if a[l] < 0 else a[l]
+            magnitude[l] = level_magnitude(<i32>nearest_f32(v), 0)
+        level_remember(&past, t, c.columns, ENTROPY_LANES, magnitude)
 
 
 cdef void uniform_chunk(const LevelCode* c, i64 places, f32 dead, f32 rounding, LevelRoom* room) noexcept nogil:
@@ -145,34 +192,25 @@ cdef void uniform_chunk(const LevelCode* c, i64 places, f32 dead, f32 rounding, 
         room.level[p] = <i32>LEVEL_ESCAPED if v >= TRELLIS_FAR else 2 * <i32>m
 
 
-cdef void quantize_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, f64 far, const TrellisCost* cost,
-                         f32 dead, f32 rounding, LevelRoom* room) noexcept nogil:
-    """room.level: the levels of n coordinates in the order of coding."""
-    cdef int lanes = entropy_lanes(n)
+cdef void quantize_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, const TrellisCost* cost, f32 dead,
+                         f32 rounding, LevelRoom* room, f64* moment) noexcept nogil:
+    """room.level: w of n coordinates in the order of coding."""
+    cdef int lanes = room.lanes
     cdef i64 p, steps = ceil_div(n, lanes)
-    scale_chunk(c, x, n, inverse, far, room)
+    cdef bint follow = c.context and not c.dithered
+    scale_chunk(c, x, n, inverse, room)
     if c.states == 1:
         uniform_chunk(c, steps * ENTROPY_LANES, dead, rounding, room)
     else:
-        if c.context and not c.dithered:
+        if follow:
             guess_octaves(c, steps, room)
-        trellis_search_of(room.a, room.octave if c.context and not c.dithered else NULL, steps, cost, room.decision,
-                          room.level, c.labels, c.states)
+        trellis_search_of(room.a, room.octave if follow else NULL, steps, cost, room.decision, room.level, c.labels,
+                          c.states)
+    if moment != NULL:
+        level_moments(room.a, room.level, steps, lanes, n, c.labels, moment)
     if lanes < ENTROPY_LANES:
         for p in range(n):
             room.level[p] = room.level[p // lanes * ENTROPY_LANES + p % lanes]
-
-
-cdef LevelCode code_of(int states, bint labels, bint dithered, int context, int shift) except *:
-    cdef LevelCode c
-    if dithered and 0 < context < 3:        # a model is a byte
-        raise ValueError("dithered levels have contexts of four half octaves at least")
-    c.states = states
-    c.labels = labels
-    c.dithered = dithered
-    c.context = context
-    c.shift = shift
-    return c
 
 
 cdef void count_symbols(const u8* symbol, const u8* model, i64 n, int models, u32* count, u32* other) noexcept nogil:
@@ -200,15 +238,93 @@ cdef void count_symbols(const u8* symbol, const u8* model, i64 n, int models, u3
             count[256 * model[p] + symbol[p]] += 1
 
 
-def level_encode_symbols(x, tuple code, f64 inverse, f64 far, u64 key, costs, f32 dead, f32 rounding, symbol, model,
-                         extra, counts, moments) -> tuple:
-    """Quantises x / step and tells its levels by symbols; `code` is (states, labels, dithered, context, shift).
+cdef int escape_bits(i32 size) noexcept nogil:
+    """Bits of write_escape for a level."""
+    cdef int e = width_of(<u32>size) - 1
+    return 2 + 2 * width_of(<u32>(e + 2)) - 1 + max(e, 0)
 
-    inverse = 1 / step; |x inverse| > far is escaped. costs: float32, 8 numbers a row, a row for each parity (and
-    octave), used where states > 1; dead and rounding where states = 1 and nothing is dithered. Fills symbol (u8), model
-    (u8, or None for one model), extra (u16, or None where no low bits are left out) and counts (u32, models x 256), and
-    moments (float64, 7, or None): sum of (x / step - j)^2, then for |j| = 1, 2 and more their number and the sum of
-    (x / step - j) sign(j), without escapes. Returns the number of escapes, their bytes and the bytes of each chunk's.
+
+cdef int kept(const u32* count, f64 scale) noexcept nogil:
+    """The largest bucket not to be escaped, by the bits of a vector that is `scale` times as long as the one counted.
+
+    A symbol of the model takes 1/4096 of it at least, log2(e) / 4096 bits of everyone else, and about 4 bits to list.
+    """
+    cdef f64 n = 0, share, gain, best = 0
+    cdef int bucket, sign, s, keep = LEVEL_BUCKETS
+    cdef i32 size
+    for s in range(256):
+        n += count[s]
+    share = n * scale * 3.522e-4 + 4
+    gain = -2 * share if count[0] + count[1] == 0 else 0
+    for bucket in range(LEVEL_BUCKETS - 1, 0, -1):
+        for sign in range(2):
+            s = 128 - bucket if sign else 128 + bucket
+            if count[s]:
+                size = <i32>level_bucket_first(bucket, level_bucket_bits(bucket))
+                gain += share - count[s] * scale * (escape_bits(size) - <int>level_bucket_bits(bucket))
+        if gain > best:
+            best = gain
+            keep = bucket - 1
+        elif gain < best - 100 * share:
+            break
+    return keep
+
+
+cdef bint all_kept(const u8* symbol, i64 n, int keep) noexcept nogil:
+    """Are these within 128 +- keep?"""
+    cdef i64 i
+    cdef u32 out = 0
+    for i in range(n):
+        out |= <u8>(symbol[i] - (128 - keep)) > 2 * keep
+    return not out
+
+
+cdef int lanes_of(i64 n, f64 scale) noexcept nogil:
+    """A sample, which is not sent, is cut like the whole chunks that it stands for."""
+    return ENTROPY_LANES if scale > 1 and n >= 4096 else entropy_lanes(n)
+
+
+cdef i64 settle_escapes(Writer* out, const LevelCode* c, const real* x, i64 n, int lanes, f64 inverse, const u8* keep,
+                        int least, u8* symbol, const u8* model, u16* extra, u32* count) noexcept nogil:
+    """Writes what is escaped already and what is larger than its model keeps; returns how many they are."""
+    cdef i64 block, p, escapes = 0
+    cdef int bucket, bits, m
+    cdef i32 size
+    cdef f64 v
+    for block in range(0, n, 64):
+        if all_kept(symbol + block, min(64, n - block), least):
+            continue
+        for p in range(block, min(block + 64, n)):
+            m = model[p] if model != NULL else 0
+            bucket = symbol[p] - 128 if symbol[p] > 127 else 128 - symbol[p]
+            if symbol[p] < 2:
+                v = x[level_place(p, n, lanes, c.context)] * inverse
+                write_escape(out, floor(v + 0.5) if fabs(v) < 4503599627370496.0 else v, True)
+            elif bucket > keep[m]:
+                bits = level_bucket_bits(bucket)
+                size = <i32>level_bucket_first(bucket, bits) | (extra[p] & 0xfff if extra != NULL else 0)
+                write_escape(out, size if symbol[p] > 127 else -size, False)
+                count[256 * m + symbol[p]] -= 1
+                symbol[p] = size & 1
+                count[256 * m + symbol[p]] += 1
+                if extra != NULL:
+                    extra[p] = 0
+            else:
+                continue
+            escapes += 1
+    return escapes
+
+
+def level_encode_symbols(x, tuple code, f64 inverse, u64 key, costs, f32 dead, f32 rounding, f64 scale, symbol, model,
+                         extra, counts, moments) -> tuple:
+    """Quantises x / step and tells its levels by symbols; `code` is (states, labels, dithered, context, columns).
+
+    inverse = 1 / step. costs: float32, 8 numbers a row, a row for each parity (and octave), used where states > 1; dead
+    and rounding where states = 1 and nothing is dithered. x stands for a vector `scale` times as long when it is decided
+    what is rare. Fills symbol (u8), model (u8, or None for one model), extra (u16, or None where magnitudes are below
+    LEVEL_NARROW) and counts (u32, models x 256), and moments (float64, 7, or None): sum of (x / step - j)^2, then for
+    |j| = 1, 2 and more their number and the sum of (x / step - j) sign(j). Returns the number of escapes, their bytes
+    and how many of them are each chunk's.
     """
     cdef View v = view(x, b"fd")
     cdef View w = view(costs, b"f")
@@ -217,15 +333,16 @@ def level_encode_symbols(x, tuple code, f64 inverse, f64 far, u64 key, costs, f3
     cdef View e = view(extra, b"H", True) if extra is not None else None
     cdef View k = view(counts, b"I", True)
     cdef View o = view(moments, b"d", True) if moments is not None else None
-    cdef LevelCode c = code_of(code[0], code[1], code[2], code[3], code[4])
-    cdef int models = level_models(&c)
+    cdef LevelCode c = code_of(code)
+    cdef int models = level_models(&c), least = LEVEL_BUCKETS
     cdef LevelRoom room
-    cdef i64 chunks = ceil_div(v.n, ENTROPY_CHUNK), first, n, escapes = 0, here, start, i, p
+    cdef i64 chunks = ceil_div(v.n, ENTROPY_CHUNK), first, n, escapes = 0, start, i, p
     cdef u8* sp = s.u8s()
     cdef u8* mp = m.u8s() if m is not None else NULL
     cdef u16* ep = <u16*>e.buffer.buf if e is not None else NULL
     cdef u32* count = k.u32s()
     cdef f64* moment = o.f64s() if o is not None else NULL
+    cdef u8 keep[256]
     cdef u32* other
     cdef u32* sizes
     cdef Writer out
@@ -243,7 +360,7 @@ def level_encode_symbols(x, tuple code, f64 inverse, f64 far, u64 key, costs, f3
     other = <u32*>malloc(3 * 16 * 1024)
     sizes = <u32*>malloc(4 * (chunks + 1))
     with nogil:
-        failed = open_room(&room, v.n, c.states, c.states > 1) != 0 or other == NULL or sizes == NULL
+        failed = open_room(&room, &c, v.n, c.states > 1) != 0 or other == NULL or sizes == NULL
         if not failed:
             memset(count, 0, 1024 * models)
             memset(other, 0, 3 * 16 * 1024)
@@ -252,32 +369,37 @@ def level_encode_symbols(x, tuple code, f64 inverse, f64 far, u64 key, costs, f3
         for i in range(chunks if not failed else 0):
             first = i * ENTROPY_CHUNK
             n = min(<i64>ENTROPY_CHUNK, v.n - first)
+            room.lanes = lanes_of(n, scale)
             if c.dithered:
                 draw_dither(&c, &room, first, n, key)
             if v.kind == c"f":
-                quantize_chunk(&c, v.f32s() + first, n, inverse, far, <const TrellisCost*>w.f32s(), dead, rounding,
-                               &room)
+                quantize_chunk(&c, v.f32s() + first, n, inverse, <const TrellisCost*>w.f32s(), dead, rounding, &room,
+                               moment)
             else:
-                quantize_chunk(&c, v.f64s() + first, n, inverse, far, <const TrellisCost*>w.f32s(), dead, rounding,
-                               &room)
-            here = level_symbols_of(&c, room.level, room.phase, n, sp + first, mp + first if mp != NULL else NULL,
-                                    ep + first if ep != NULL else NULL)
-            start = out.used
-            if here and v.kind == c"f":
-                put_escapes(&out, &c, v.f32s() + first, n, inverse, room.level, sp + first)
-            elif here:
-                put_escapes(&out, &c, v.f64s() + first, n, inverse, room.level, sp + first)
-            write_end(&out)
-            sizes[i] = <u32>(out.used - start)
-            escapes += here
+                quantize_chunk(&c, v.f64s() + first, n, inverse, <const TrellisCost*>w.f32s(), dead, rounding, &room,
+                               moment)
+            level_symbols_of(&c, room.level, room.phase, n, room.lanes, room.above, sp + first, mp + first if mp != NULL else NULL,
+                             ep + first if ep != NULL else NULL)
             count_symbols(sp + first, mp + first if mp != NULL else NULL, n, models, count, other)
-            if moment != NULL and v.kind == c"f":
-                add_moments(&c, v.f32s() + first, n, inverse, &room, moment)
-            elif moment != NULL:
-                add_moments(&c, v.f64s() + first, n, inverse, &room, moment)
         if not failed and models <= 16:
             for p in range(256 * models):
                 count[p] += other[p] + other[256 * models + p] + other[512 * models + p]
+        for i in range(models if not failed else 0):
+            # with contexts what follows an escape depends on its being one: too late
+            keep[i] = <u8>(LEVEL_BUCKETS if c.context else kept(count + 256 * i, scale))
+            least = min(least, <int>keep[i])
+        for i in range(chunks if not failed else 0):
+            first = i * ENTROPY_CHUNK
+            n = min(<i64>ENTROPY_CHUNK, v.n - first)
+            start = out.used
+            if v.kind == c"f":
+                escapes += settle_escapes(&out, &c, v.f32s() + first, n, lanes_of(n, scale), inverse, keep, least, sp + first,
+                                          mp + first if mp != NULL else NULL, ep + first if ep != NULL else NULL, count)
+            else:
+                escapes += settle_escapes(&out, &c, v.f64s() + first, n, lanes_of(n, scale), inverse, keep, least, sp + first,
+                                          mp + first if mp != NULL else NULL, ep + first if ep != NULL else NULL, count)
+            write_end(&out)
+            sizes[i] = <u32>(out.used - start)
         failed |= out.failed
         close_room(&room)
     try:
@@ -290,13 +412,13 @@ def level_encode_symbols(x, tuple code, f64 inverse, f64 far, u64 key, costs, f3
         free(out.data)
 
 
-cdef void write_escape(Writer* w, f64 value, bint far, bint dithered) noexcept nogil:
-    """Whole numbers: [far?], sign, then the exponent in Elias' gamma code and 23 (52 where needed) bits below it."""
+cdef void write_escape(Writer* w, f64 value, bint far) noexcept nogil:
+    """A level, or a far coordinate in whole steps: far?, sign, then the exponent in Elias' gamma code and 23 (52 where
+    needed) bits below it."""
     cdef f64 v = fabs(value)
     cdef u64 b = bits_f64(v)
     cdef int e = <int>(b >> 52) - 1023 if v >= 1 else -1, n = width_of(<u32>(e + 2)), below
-    if dithered:
-        write_bits(w, far, 1)
+    write_bits(w, far, 1)
     write_bits(w, value < 0, 1)
     write_bits(w, 0, n - 1)
     write_bits(w, 1, 1)
@@ -307,12 +429,12 @@ cdef void write_escape(Writer* w, f64 value, bint far, bint dithered) noexcept n
     write_bits(w, b >> 32, max(below - 32, 0))
 
 
-cdef f64 read_escape(Reader* r, bint dithered, bint* far) noexcept nogil:
+cdef f64 read_escape(Reader* r, bint* far) noexcept nogil:
     cdef bint minus
     cdef int n = 1, e, below
     cdef u64 b
     cdef f64 v
-    far[0] = read_bits(r, 1) if dithered else False
+    far[0] = read_bits(r, 1)
     minus = read_bits(r, 1)
     while not read_bits(r, 1):
         n += 1
@@ -322,7 +444,7 @@ cdef f64 read_escape(Reader* r, bint dithered, bint* far) noexcept nogil:
     e = <int>(<u64>1 << (n - 1) | read_bits(r, n - 1)) - 2
     if e < 0:
         return 0
-    if e > 1023:
+    if e > 1023 or (e > 16 and not far[0]):
         r.at = r.stop + 9
         return 0
     below = min(e, 52)
@@ -332,35 +454,73 @@ cdef f64 read_escape(Reader* r, bint dithered, bint* far) noexcept nogil:
     return -v if minus else v
 
 
-cdef void put_escapes(Writer* w, const LevelCode* c, const real* x, i64 n, f64 inverse, const i32* level,
-                      const u8* symbol) noexcept nogil:
-    cdef i64 p
-    cdef int lanes = entropy_lanes(n)
-    cdef f64 v
-    for p in range(n):
-        if symbol[p] >= 2:
-            continue
-        if level[p] < LEVEL_ESCAPED + 2:
-            v = x[level_place(p, n, lanes, c.context)] * inverse
-            write_escape(w, floor(v + 0.5) if fabs(v) < 4503599627370496.0 else v, True, c.dithered)
-        else:
-            write_escape(w, level[p], False, c.dithered)
+# How the models of one code are made coarser: which coarse model a fine one is part of.
+cdef int coarse_model(const LevelCode* fine, int context, int model) noexcept nogil:
+    cdef int each = level_models_each(fine)
+    return (model // each >> (context - fine.context)) * each + model % each
 
 
-def level_encode(tuple code, symbol, model, extra, counts, bytes escapes, bytes sizes) -> bytearray:
-    """Models, chunks and escapes of what level_encode_symbols made."""
+cdef void coarse_counts(const LevelCode* fine, int context, const u32* count, u32* coarse) noexcept nogil:
+    """coarse: room for as many as there are fine ones."""
+    cdef int models = level_models(fine), i, j, to
+    memset(coarse, 0, 1024 * models)
+    for i in range(models):
+        to = coarse_model(fine, context, i)
+        for j in range(256):
+            coarse[256 * to + j] += count[256 * i + j]
+
+
+def level_bits(tuple code, counts, f64 scale) -> tuple:
+    """What symbols of these counts cost: their bits with their low bits, the models' bits, and the context for the
+    payload, the best for a vector `scale` times as long."""
+    cdef View k = view(counts, b"I")
+    cdef LevelCode c = code_of(code)
+    cdef LevelCode d = c
+    cdef int context, models = level_models(&c), best = c.context, i
+    cdef u32* coarse = <u32*>malloc(1024 * models)
+    cdef f64 bits, least = 0, low = 0
+    cdef i64 header, shortest = 0
+    need(k, 256 * models, "counts")
+    if coarse == NULL:
+        raise MemoryError()
+    with nogil:
+        for context in range(c.context, 8 if c.context else 1):
+            coarse_counts(&c, context, k.u32s(), coarse)
+            d.context = context
+            bits = symbol_bits(coarse, level_models(&d), &header)
+            if header < 0:
+                break
+            if context > c.context and bits * scale + header >= least * scale + shortest:
+                continue
+            least = bits
+            shortest = header
+            best = context
+        for i in range(256 * models):
+            if k.u32s()[i] and i % 256 > 1:
+                low += <f64>k.u32s()[i] * level_bucket_bits(i % 256 - 128 if i % 256 > 127 else 128 - i % 256)
+    free(coarse)
+    if header < 0:
+        raise MemoryError()
+    return least + low, shortest, best
+
+
+def level_encode(tuple code, int context, symbol, model, extra, counts, bytes escapes, bytes sizes) -> bytearray:
+    """Models, chunks and escapes of what level_encode_symbols made, with models as coarse as `context` says."""
     cdef View s = view(symbol, b"B")
     cdef View m = view(model, b"B") if model is not None else None
     cdef View e = view(extra, b"H") if extra is not None else None
     cdef View k = view(counts, b"I")
-    cdef LevelCode c = code_of(code[0], code[1], code[2], code[3], code[4])
-    cdef int models = level_models(&c), i, j, head_bytes
+    cdef LevelCode c = code_of(code)
+    cdef LevelCode coarse = code_of((code[0], code[1], code[2], context, code[4]))
+    cdef int models = level_models(&c), i, j, to, head_bytes
     cdef i64 n = s.n, chunks = ceil_div(n, ENTROPY_CHUNK), first, size, at
-    cdef u32 f[256]
+    cdef u32* count = <u32*>malloc(1024 * models)
+    cdef u32* fine = <u32*>malloc(1024 * models)
     cdef u32* table = <u32*>malloc(1024 * models)
     cdef u16* words = <u16*>malloc(2 * (2 * min(n, <i64>ENTROPY_CHUNK) + 64))
     cdef u16* end
     cdef u16* begin
+    cdef u32 f[256]
     cdef u8 head[ENTROPY_HEAD]
     cdef const u8* escape_bytes = escapes
     cdef const u8* size_bytes = sizes
@@ -376,23 +536,29 @@ def level_encode(tuple code, symbol, model, extra, counts, bytes escapes, bytes 
         need(e, n, "extra")
     if len(sizes) != 4 * chunks:
         raise ValueError(f"{len(sizes)} bytes of sizes for {chunks} chunks")
+    if (context < c.context) or (c.context == 0 and context):
+        raise ValueError(f"context {context} for levels of context {c.context}")
     memset(&w, 0, sizeof(w))
-    w.failed = table == NULL or words == NULL
+    w.failed = table == NULL or words == NULL or count == NULL or fine == NULL
     with nogil:
-        for i in range(models if not w.failed else 0):
-            frequencies(k.u32s() + 256 * i, f)
+        if not w.failed:
+            coarse_counts(&c, context, k.u32s(), count)
+        for i in range(level_models(&coarse) if not w.failed else 0):
+            frequencies(count + 256 * i, f)
             write_model(&w, f)
             total = 0
             for j in range(256):
                 table[256 * i + j] = entropy_code(f[j], total)
                 total += f[j]
-                choice |= 0 < f[j] < <u32>ENTROPY_SLOTS
+            choice |= needs_words(f)
             escaped |= f[0] + f[1] != 0
         write_end(&w)
-        choice |= e is not None
+        for i in range(models if not w.failed else 0):
+            to = coarse_model(&c, context, i)
+            memcpy(fine + 256 * i, table + 256 * to, 1024)
         at = w.used
         reserve(&w, 4 * chunks)
-        if choice and not w.failed:     # one symbol a model needs no words at all
+        if choice and not w.failed:
             memset(w.data + at, 0, 4 * chunks)
             w.used += 4 * chunks
         if escaped:
@@ -404,7 +570,7 @@ def level_encode(tuple code, symbol, model, extra, counts, bytes escapes, bytes 
                 source.symbol = s.u8s() + first
                 source.model = m.u8s() + first if models > 1 else NULL
                 source.extra = <u16*>e.buffer.buf + first if e is not None else NULL
-                source.table = table
+                source.table = fine
                 end = words + 2 * size + 32
                 begin = entropy_encode_chunk(&source, size, end, head, &head_bytes)
                 write_bytes(&w, head, head_bytes)
@@ -420,30 +586,22 @@ def level_encode(tuple code, symbol, model, extra, counts, bytes escapes, bytes 
             raise MemoryError()
         return bytearray(w.data[:w.used])
     finally:
+        free(count)
+        free(fine)
         free(table)
         free(words)
         free(w.data)
 
 
-cdef void add_moments(const LevelCode* c, const real* x, i64 n, f64 inverse, const LevelRoom* room,
-                      f64* moment) noexcept nogil:
-    cdef int lanes = entropy_lanes(n), which
-    cdef i64 p, at
-    cdef i32 j
-    cdef f64 d
-    for p in range(n):
-        j = room.level[p]
-        if j < LEVEL_ESCAPED + 2:
-            continue
-        at = level_place(p, n, lanes, 1) if c.context else p
-        d = x[at] * inverse - j
-        if c.dithered:
-            d += room.u[at]
-        moment[0] += d * d
-        if j != 0:
-            which = 2 * min(-j if j < 0 else j, 3)
-            moment[which - 1] += 1
-            moment[which] += -d if j < 0 else d
+cdef bint needs_words(const u32* f) noexcept nogil:
+    """False where a model has one symbol, and that without low bits: its coder never moves."""
+    cdef int i
+    for i in range(256):
+        if 0 < f[i] < <u32>ENTROPY_SLOTS:
+            return True
+        if f[i] > 0 and i > 1 and (i <= 128 - <int>LEVEL_EXACT or i >= 128 + <int>LEVEL_EXACT):
+            return True
+    return False
 
 
 cdef inline void put_value(real* out, i64 i, f64 value, bint add, real weight) noexcept nogil:
@@ -469,48 +627,67 @@ cdef inline f64 moved_level(i32 j, f64 near, f64 mid, f64 rest) noexcept nogil:
     return -v if j < 0 else v
 
 
-cdef void level_values(const LevelCode* c, LevelRoom* room, i64 n, f64 step, const f64* offset, bint add,
-                       f64 weight, real* out) noexcept nogil:
-    """out = step (j +- offset_|j|) or step (j - u), at the places of the levels; 0 where a level is escaped."""
-    cdef int lanes = entropy_lanes(n)
-    cdef i64 p, at
-    cdef f64 v, near = offset[0], mid = offset[1], rest = offset[2]
-    cdef real w = <real>weight
-    if c.context or c.dithered or add or fabs(step) > 1e28:     # beyond, a level may leave float32
-        for p in range(n):
-            at = level_place(p, n, lanes, 1) if c.context else p
-            if room.level[p] < LEVEL_ESCAPED + 2:
-                v = 0
-            elif c.dithered:
-                v = step * (room.level[p] - room.u[at])
-            else:
-                v = step * moved_level(room.level[p], near, mid, rest)
-            put_value(out, at, v, add, w)
-    else:
+# How levels become numbers: step (j +- offset_|j|), or step (j - u) where dithered.
+ctypedef struct LevelScale:
+    f64 step, near, mid, rest, weight
+    bint add
+
+
+cdef void level_values(const LevelCode* c, const LevelRoom* room, i64 n, const LevelScale* to, real* out) noexcept nogil:
+    """The numbers at the places of the levels; where one is escaped, 0."""
+    cdef int lanes = room.lanes, lane
+    cdef i64 p, t
+    cdef f64 v, step = to.step, near = to.near, mid = to.mid, rest = to.rest
+    cdef real w = <real>to.weight
+    cdef bint add = to.add
+    cdef i32 j
+    cdef Run r
+    if not c.context and not c.dithered and not add and fabs(step) < 1e28:  # no number leaves float32
         for p in range(n):
             out[p] = <real>(step * moved_level(room.level[p], near, mid, rest))
+        return
+    for lane in range(lanes if c.context else 1):
+        if c.context:
+            r = run_of(n, lanes, lane)
+        else:
+            r.start = 0
+            r.length = n
+        for t in range(r.length):
+            j = room.level[t * lanes + lane] if c.context else room.level[t]
+            if j < LEVEL_ESCAPED + 4:
+                v = 0
+            elif c.dithered:
+                v = step * (j - room.u[r.start + t])
+            else:
+                v = step * moved_level(j, near, mid, rest)
+            put_value(out, r.start + t, v, add, w)
 
 
-cdef int patch_escapes(const LevelCode* c, const LevelRoom* room, i64 n, f64 step, bint add, f64 weight, Reader* r,
+cdef int patch_escapes(const LevelCode* c, const LevelRoom* room, i64 n, const LevelScale* to, Reader* r,
                        real* out) noexcept nogil:
-    cdef int lanes = entropy_lanes(n)
+    cdef int lanes = room.lanes
     cdef i64 p, at
+    cdef i32 j
+    cdef u32 q
     cdef bint far = False
     cdef f64 v
     for p in range(n):
-        if room.level[p] >= LEVEL_ESCAPED + 2:
+        if room.level[p] >= LEVEL_ESCAPED + 4:
             continue
         at = level_place(p, n, lanes, c.context)
-        v = read_escape(r, c.dithered, &far)
+        v = read_escape(r, &far)
         if r.at > r.stop + 8:
             return -1
-        v = v - room.u[at] if c.dithered and not far else v
-        put_value(out, at, v * step, add, <real>weight)
+        if not far:
+            q = <u32>room.level[p] & 1
+            j = level_from(<i32>v + (level_wrap(room.phase[p], q, c.states) if c.dithered else 0), q, c.labels)
+            v = j - room.u[at] if c.dithered else moved_level(j, to.near, to.mid, to.rest)
+        put_value(out, at, v * to.step, to.add, <real>to.weight)
     return 0
 
 
-cdef int decode_levels(const LevelCode* c, const u8* data, i64 size, i64 n, u64 key, f64 step, const f64* offset,
-                       bint add, f64 weight, real* out) noexcept nogil:
+cdef int decode_levels(const LevelCode* c, const u8* data, i64 size, i64 n, u64 key, const LevelScale* to,
+                       real* out) noexcept nogil:
     """0, or the kind of damage: 1 models, 2 truncated, 3 a chunk, 4 escapes, 5 longer than coded, 6 no memory."""
     cdef int models = level_models(c), i, j, fault = 0
     cdef u32 f[256]
@@ -520,11 +697,11 @@ cdef int decode_levels(const LevelCode* c, const u8* data, i64 size, i64 n, u64 
     cdef i64 chunks = ceil_div(n, ENTROPY_CHUNK), m, used, entries, escapes, here
     cdef u32 start, entry
     cdef int slot
-    cdef bint choice = c.shift > 0 or c.context, escaped = False
+    cdef bint choice = False, escaped = False
     memset(&r, 0, sizeof(r))
     r.data = data
     r.stop = size
-    if open_room(&room, n, c.states, False) != 0 or table == NULL:
+    if open_room(&room, c, n, False) != 0 or table == NULL:
         fault = 6
     for i in range(models if not fault else 0):
         if read_model(&r, f) != 0:
@@ -535,7 +712,7 @@ cdef int decode_levels(const LevelCode* c, const u8* data, i64 size, i64 n, u64 
             for slot in range(<int>f[j]):
                 table[ENTROPY_SLOTS * i + start + slot] = entropy_slot(<u32>j, f[j], <u32>slot)
             start += f[j]
-            choice |= 0 < f[j] < <u32>ENTROPY_SLOTS
+        choice |= needs_words(f)
         if start == 0:      # never asked for by an encoder: anything safe
             for slot in range(ENTROPY_SLOTS):
                 table[ENTROPY_SLOTS * i + slot] = entropy_slot(128, ENTROPY_SLOTS, <u32>slot)
@@ -564,18 +741,19 @@ cdef int decode_levels(const LevelCode* c, const u8* data, i64 size, i64 n, u64 
     i = 0
     while i < chunks and not fault:
         m = min(<i64>ENTROPY_CHUNK, n - <i64>i * ENTROPY_CHUNK)
+        room.lanes = entropy_lanes(m)
         if c.dithered:
             draw_dither(c, &room, <i64>i * ENTROPY_CHUNK, m, key)
         if choice:
             memcpy(&entry, data + entries + 4 * i, 4)
-            if level_decode_of(data + here, size - here, entry, m, c, table, room.phase, room.level,
+            if level_decode_of(data + here, size - here, entry, m, c, table, room.phase, room.above, room.level,
                                &used) != ENTROPY_FINE:
                 fault = 3
                 break
             here += used
         else:
             only_levels(c, table, m, &room)
-        level_values(c, &room, m, step, offset, add, weight, out + <i64>i * ENTROPY_CHUNK)
+        level_values(c, &room, m, to, out + <i64>i * ENTROPY_CHUNK)
         if escaped:
             memcpy(&entry, data + escapes + 4 * i, 4)
             tail.bits = 0
@@ -584,8 +762,7 @@ cdef int decode_levels(const LevelCode* c, const u8* data, i64 size, i64 n, u64 
                 fault = 2
                 break
             tail.stop = tail.at + entry
-            if patch_escapes(c, &room, m, step, add, weight, &tail, out + <i64>i * ENTROPY_CHUNK) != 0 or \
-                    tail.at > tail.stop:
+            if patch_escapes(c, &room, m, to, &tail, out + <i64>i * ENTROPY_CHUNK) != 0 or tail.at > tail.stop:
                 fault = 4
                 break
             tail.at = tail.stop
@@ -614,23 +791,26 @@ cdef void only_levels(const LevelCode* c, const u32* table, i64 n, LevelRoom* ro
     cdef u8 nothing[ENTROPY_HEAD]
     cdef i64 used
     memset(nothing, 0, sizeof(nothing))
-    level_decode_of(nothing, ENTROPY_HEAD, 0, n, c, table, room.phase, room.level, &used)
+    level_decode_of(nothing, ENTROPY_HEAD, 0, n, c, table, room.phase, room.above, room.level, &used)
 
 
 def level_decode(data, tuple code, i64 n, u64 key, f64 step, offsets, out, f64 weight, bint add) -> None:
     """out = or += weight * the vector that level_encode's bytes stand for; ValueError where they are not."""
     cdef View d = view(data, b"B")
     cdef View o = view(out, b"fd", True)
-    cdef View off = view(offsets, b"d")
-    cdef LevelCode c = code_of(code[0], code[1], code[2], code[3], code[4])
+    cdef LevelCode c = code_of(code)
+    cdef LevelScale to
     cdef int fault
+    to.step = step
+    to.near, to.mid, to.rest = offsets
+    to.weight = weight
+    to.add = add
     need(o, n, "out")
-    need(off, 3, "offsets")
     with nogil:
         if o.kind == c"f":
-            fault = decode_levels(&c, d.u8s(), d.n, n, key, step, off.f64s(), add, weight, o.f32s())
+            fault = decode_levels(&c, d.u8s(), d.n, n, key, &to, o.f32s())
         else:
-            fault = decode_levels(&c, d.u8s(), d.n, n, key, step, off.f64s(), add, weight, o.f64s())
+            fault = decode_levels(&c, d.u8s(), d.n, n, key, &to, o.f64s())
     if fault == 6:
         raise MemoryError()
     if fault:

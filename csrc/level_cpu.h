@@ -5,71 +5,125 @@
 #include "level.h"
 #include "philox_cpu.h"
 
-/* n levels in the order of coding (LEVEL_ESCAPED plus a branch where one is to be escaped) -> symbols, models, and the
-   low bits where any are left out. Levels that do not fit become escapes, and are counted. */
-HD i64 level_symbols(const LevelCode* code, const i32* level, const u8* phase, i64 n, u8* symbol, u8* model, u16* extra,
-                     const int states, const int labels, const int dithered, const int context) {
-  const LevelCode local = {states, labels, dithered, context ? code->context : 0, code->shift}, *c = &local;
-  const int lanes = entropy_lanes(n);
-  LevelLane lane[ENTROPY_LANES];
-  i64 p, escapes = 0;
+/* What the lanes remember of magnitudes: the mean along their runs, and those of columns. */
+typedef struct {
+  u32 mean[ENTROPY_LANES], (*above)[ENTROPY_LANES];
+} LevelPast;
+
+static void level_forget(LevelPast* past, u32 (*above)[ENTROPY_LANES], int columns) {
+  memset(past->mean, 0, sizeof past->mean);
+  memset(above, 0, sizeof *above * (size_t)columns);
+  past->above = above;
+}
+
+/* The octave of every lane at step t. Bits of floats are moved in one piece, or the loops would not vectorise. */
+HD void level_octaves(const LevelPast* past, i64 t, int columns, int count, u32* octave) {
+  f32 f[2][ENTROPY_LANES];
+  u32 b[2][ENTROPY_LANES];
   int i;
-  memset(lane, 0, sizeof lane);
-  for (p = 0; p < n; p += lanes) {
-    const int count = n - p < lanes ? (int)(n - p) : lanes;
-    u32 chosen[ENTROPY_LANES], which[ENTROPY_LANES], low[ENTROPY_LANES];
-    for (i = 0; i < count; ++i) {
-      const u32 q = level_parity(lane[i].state, states), ph = dithered ? phase[p + i] : 0;
-      const u32 octave = context ? level_octave(lane[i].sum) : 0, shift = level_shift(c, octave);
-      const i32 j = level[p + i], m = level_index(j, q, labels), coded = m - (dithered ? level_wrap(ph, q) : 0);
-      const i32 hi = (coded >> shift) + 128;
-      const u32 far = j < LEVEL_ESCAPED + 2, out = far || hi < 2 || hi > 255;
-      const u32 bit = far ? (u32)(j - LEVEL_ESCAPED) : (u32)m & 1;
-      which[i] = level_model(c, q, ph, octave);
-      chosen[i] = out ? bit : (u32)hi;
-      low[i] = entropy_extra(out ? 0 : (u32)coded & ((1u << shift) - 1), shift);
-      escapes += out;
-      level_step(c, lane + i, bit, out ? 256u << shift : level_magnitude(j, ph));
-    }
-    for (i = 0; i < count; ++i) symbol[p + i] = (u8)chosen[i];
-    if (model)
-      for (i = 0; i < count; ++i) model[p + i] = (u8)which[i];
-    if (extra)
-      for (i = 0; i < count; ++i) extra[p + i] = (u16)low[i];
+  for (i = 0; i < count; ++i) f[0][i] = (f32)(i32)(past->mean[i] + 16);
+  memcpy(b[0], f[0], sizeof b[0]);
+  if (columns && t >= columns) {
+    const u32* above = past->above[t % columns];
+    for (i = 0; i < count; ++i) f[1][i] = (f32)(i32)(above[i] + 16);
+    memcpy(b[1], f[1], sizeof b[1]);
+    for (i = 0; i < count; ++i) octave[i] = level_octave_of((b[0][i] + b[1][i]) >> 23);
+  } else
+    for (i = 0; i < count; ++i) octave[i] = level_octave_of(b[0][i] >> 22);
+}
+HD void level_remember(LevelPast* past, i64 t, int columns, int count, const u32* magnitude) {
+  const int gain = level_gain(columns ? t % columns : t), column_gain = columns ? level_column_gain(t / columns) : 0;
+  u32* above = past->above[columns ? t % columns : 0];
+  int i;
+  for (i = 0; i < count; ++i) past->mean[i] = level_mean(past->mean[i], magnitude[i], gain);
+  if (columns)
+    for (i = 0; i < count; ++i) above[i] = level_mean(above[i], magnitude[i], column_gain);
+}
+
+/* w of `count` coordinates at step t -> symbols, models where there is more than one, and low bits. */
+HD void level_symbols_step(const LevelCode* c, const i32* w, const u8* phase, i64 t, const int count, LevelPast* past,
+                           u8* symbol, u8* model, u16* extra, const int labels, const int dithered, const int context,
+                           const int wide) {
+  const i32 most = wide ? LEVEL_MOST : LEVEL_EXACT - 1;
+  u32 chosen[ENTROPY_LANES], low[ENTROPY_LANES], octave[ENTROPY_LANES], magnitude[ENTROPY_LANES];
+  int i;
+  for (i = 0; i < count; ++i) {
+    const u32 q = (u32)w[i] & 1;
+    const i32 m = (w[i] >> 1) - (dithered ? level_wrap(phase[i], q, c->states) : 0), size = m < 0 ? -m : m;
+    const u32 bits = wide ? level_low_bits((u32)size) : 0, bucket = level_bucket((u32)size, bits), far = size > most;
+    chosen[i] = far ? (u32)m & 1 : m < 0 ? 128 - bucket : 128 + bucket;
+    low[i] = far ? 0 : entropy_extra((u32)size & ((1u << bits) - 1), bits);
   }
-  return escapes;
+  for (i = 0; i < count; ++i) symbol[i] = (u8)chosen[i];
+  if (extra)
+    for (i = 0; i < count; ++i) extra[i] = (u16)low[i];
+  if (context) {
+    level_octaves(past, t, c->columns, count, octave);
+    for (i = 0; i < count; ++i)
+      magnitude[i] = level_magnitude(level_from(w[i] >> 1, (u32)w[i] & 1, labels), dithered ? phase[i] : 0);
+    level_remember(past, t, c->columns, count, magnitude);
+  }
+  if (model)
+    for (i = 0; i < count; ++i)
+      model[i] = (u8)level_model(c, (u32)w[i] & 1, dithered ? phase[i] : 0, context ? octave[i] : 0);
+}
+
+/* w of n coordinates in the order of coding. Magnitudes that are too large become escapes; from LEVEL_EXACT on if there
+   is no `extra`. */
+HD void level_symbols(const LevelCode* code, const i32* w, const u8* phase, i64 n, const int coders,
+                      u32 (*above)[ENTROPY_LANES], u8* symbol, u8* model, u16* extra, const int labels,
+                      const int dithered, const int context, const int wide) {
+  const LevelCode local = {code->states, labels, dithered, context ? code->context : 0, code->columns}, *c = &local;
+  const int lanes = context ? coders : ENTROPY_LANES;
+  LevelPast past;
+  i64 t, p = 0;
+  level_forget(&past, above, context ? c->columns : 0);
+  for (t = 0; lanes == ENTROPY_LANES && p + lanes <= n; ++t, p += lanes)
+    level_symbols_step(c, w + p, phase + p, t, ENTROPY_LANES, &past, symbol + p, model ? model + p : 0,
+                       extra ? extra + p : 0, labels, dithered, context, wide);
+  for (; p < n; ++t, p += lanes)
+    level_symbols_step(c, w + p, phase + p, t, n - p < lanes ? (int)(n - p) : lanes, &past, symbol + p,
+                       model ? model + p : 0, extra ? extra + p : 0, labels, dithered, context, wide);
 }
 
 typedef struct {
   EntropyReader reader;
-  LevelLane lane[ENTROPY_LANES];
+  LevelPast past;
+  u32 state[ENTROPY_LANES];
 } LevelReader;
 
-/* One symbol of `count` lanes. */
-HD int level_take_step(LevelReader* r, const LevelCode* c, const u32* table, const u8* phase, int count, i32* level) {
-  u32 shift[ENTROPY_LANES], q[ENTROPY_LANES], symbol[ENTROPY_LANES], any = 0;
+/* One symbol of `count` lanes; false where words are missing. */
+HD int level_take_step(LevelReader* r, const LevelCode* c, i64 t, const u32* table, const u8* phase, int count,
+                       i32* level) {
+  u32 octave[ENTROPY_LANES], q[ENTROPY_LANES], symbol[ENTROPY_LANES], bucket[ENTROPY_LANES], bits[ENTROPY_LANES],
+      magnitude[ENTROPY_LANES], any = 0;
   int i;
   if (!entropy_refill(&r->reader)) return 0;
+  if (c->context) level_octaves(&r->past, t, c->columns, count, octave);
   for (i = 0; i < count; ++i) {
-    const u32 octave = c->context ? level_octave(r->lane[i].sum) : 0;
-    q[i] = level_parity(r->lane[i].state, c->states);
-    shift[i] = level_shift(c, octave);
-    any |= shift[i];
-    symbol[i] =
-        entropy_take1(r->reader.x + i, table + ENTROPY_SLOTS * level_model(c, q[i], c->dithered ? phase[i] : 0, octave),
-                      &r->reader.word) &
-        255;
+    q[i] = c->states > 1 ? trellis_q(r->state[i], c->states) : 0;
+    symbol[i] = entropy_take1(r->reader.x + i,
+                              table + ENTROPY_SLOTS * level_model(c, q[i], c->dithered ? phase[i] : 0,
+                                                                  c->context ? octave[i] : 0),
+                              &r->reader.word) &
+                255;
+    bucket[i] = symbol[i] < 2 ? 0 : symbol[i] < 128 ? 128 - symbol[i] : symbol[i] - 128;
+    bits[i] = level_bucket_bits(bucket[i]);
+    any |= bits[i];
   }
   if (any && !entropy_refill(&r->reader)) return 0;
   for (i = 0; i < count; ++i) {
     const u32 ph = c->dithered ? phase[i] : 0, out = symbol[i] < 2;
-    const u32 low = any ? entropy_take_low(r->reader.x + i, shift[i], &r->reader.word) : 0;
-    const i32 m = (i32)(symbol[i] - 128) * (i32)(1u << shift[i]) + (i32)low + (c->dithered ? level_wrap(ph, q[i]) : 0);
-    const i32 j = level_from(m, q[i], c->labels);
+    const u32 low = any ? entropy_take_low(r->reader.x + i, bits[i], &r->reader.word) : 0;
+    const i32 size = (i32)(level_bucket_first(bucket[i], bits[i]) | low);
+    const i32 m = (symbol[i] < 128 ? -size : size) + (c->dithered ? level_wrap(ph, q[i], c->states) : 0);
     const u32 bit = out ? symbol[i] : (u32)m & 1;
-    level[i] = out ? LEVEL_ESCAPED + (i32)bit : j;
-    level_step(c, r->lane + i, bit, out ? 256u << shift[i] : level_magnitude(j, ph));
+    const i32 j = level_from(m, q[i], c->labels);
+    level[i] = out ? LEVEL_ESCAPED + (i32)(2 * bit + q[i]) : j;
+    magnitude[i] = out ? LEVEL_CAP : level_magnitude(j, ph);
+    if (c->states > 1) r->state[i] = trellis_next(r->state[i], bit, c->states);
   }
+  if (c->context) level_remember(&r->past, t, c->columns, count, magnitude);
   return 1;
 }
 
@@ -84,35 +138,43 @@ HD __m512i level_parity16(__m512i s, u32 polynomial) {
 }
 
 typedef struct {
-  __m512i q, phase, octave, shift, symbol;
+  __m512i q, phase, symbol, bucket, bits;
 } Level16;
 
-HD void level_symbol16(Level16* l, __m512i* x, __m512i state, __m512i sum, const LevelCode* c, const u32* table,
-                       const u8* phase, const u8** word) {
+HD __m512i level_logarithm16(__m512i mean) {
+  return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_add_epi32(mean, _mm512_set1_epi32(16))));
+}
+HD __m512i level_octave16(__m512i bits) {
+  return _mm512_min_epu32(_mm512_sub_epi32(bits, _mm512_set1_epi32(0x41800000 >> 22)),
+                          _mm512_set1_epi32(LEVEL_CONTEXTS - 1));
+}
+HD __m512i level_mean16(__m512i mean, __m512i magnitude, int gain) {
+  return _mm512_add_epi32(
+      mean, _mm512_sra_epi32(_mm512_sub_epi32(_mm512_slli_epi32(magnitude, 10), mean), _mm_cvtsi32_si128(gain)));
+}
+
+HD void level_symbol16(Level16* l, __m512i* x, __m512i state, __m512i octave, const LevelCode* c,
+                       const u32* table, const u8* phase, const u8** word) {
   const __m512i zero = _mm512_setzero_si512();
   __m512i model;
   l->q = c->states > 1 ? level_parity16(state, trellis_parity_polynomial(c->states)) : zero;
   l->phase = c->dithered ? entropy_bytes(phase) : zero;
-  l->octave = zero;
-  l->shift = _mm512_set1_epi32(c->shift);
-  model = c->dithered ? _mm512_and_si512(_mm512_sub_epi32(l->phase, _mm512_slli_epi32(l->q, 3)), _mm512_set1_epi32(15))
+  model = c->dithered ? _mm512_and_si512(
+                            _mm512_srli_epi32(_mm512_sub_epi32(l->phase, _mm512_slli_epi32(l->q, 3)), 1),
+                            _mm512_set1_epi32(15))
                       : l->q;
-  if (c->context) {
-    const __m512 f = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(8)));
-    const __m128i wide = _mm_cvtsi32_si128(c->context - 1);
-    const __m512i each = _mm512_set1_epi32(level_models_each(c));
-    l->octave = _mm512_min_epu32(
-        _mm512_sub_epi32(_mm512_srli_epi32(_mm512_castps_si512(f), 22), _mm512_set1_epi32(0x41000000 >> 22)),
-        _mm512_set1_epi32(LEVEL_CONTEXTS - 1));
-    l->shift = _mm512_min_epi32(
-        _mm512_srai_epi32(_mm512_max_epi32(_mm512_sub_epi32(l->octave, _mm512_set1_epi32(20)), zero), 1),
-        _mm512_set1_epi32(LEVEL_LARGEST_SHIFT));
-    model = _mm512_add_epi32(model, _mm512_mullo_epi32(_mm512_srl_epi32(l->octave, wide), each));
-  }
+  if (c->context)
+    model = _mm512_add_epi32(
+        model, _mm512_mullo_epi32(_mm512_srl_epi32(octave, _mm_cvtsi32_si128(c->context - 1)),
+                                  _mm512_set1_epi32(level_models_each(c))));
   model = _mm512_or_si512(_mm512_slli_epi32(model, ENTROPY_PRECISION),
                           _mm512_and_si512(*x, _mm512_set1_epi32(ENTROPY_SLOTS - 1)));
   l->symbol = _mm512_and_si512(entropy_take16(x, _mm512_i32gather_epi32(model, (const int*)table, 4), word),
                                _mm512_set1_epi32(255));
+  l->bucket = _mm512_abs_epi32(_mm512_sub_epi32(l->symbol, _mm512_set1_epi32(128)));
+  l->bucket = _mm512_maskz_mov_epi32(_mm512_cmpgt_epi32_mask(l->symbol, _mm512_set1_epi32(1)), l->bucket);
+  l->bits = _mm512_maskz_sub_epi32(_mm512_cmpge_epi32_mask(l->bucket, _mm512_set1_epi32(LEVEL_EXACT)),
+                                   _mm512_srli_epi32(l->bucket, 3), _mm512_set1_epi32(2));
 }
 
 HD __m512i level_low16(__m512i* x, __m512i shift, const u8** word) {
@@ -124,15 +186,22 @@ HD __m512i level_low16(__m512i* x, __m512i shift, const u8** word) {
   return low;
 }
 
-HD __m512i level_finish16(const Level16* l, __m512i low, __m512i* state, __m512i* sum, const LevelCode* c) {
+HD __m512i level_finish16(const Level16* l, __m512i low, int any, __m512i* state, __m512i* magnitude,
+                          const LevelCode* c) {
   const __m512i one = _mm512_set1_epi32(1), zero = _mm512_setzero_si512();
   const __mmask16 out = _mm512_cmplt_epi32_mask(l->symbol, _mm512_set1_epi32(2));
-  __m512i m = _mm512_add_epi32(_mm512_sllv_epi32(_mm512_sub_epi32(l->symbol, _mm512_set1_epi32(128)), l->shift), low);
-  __m512i j, bit;
-  if (c->dithered)
-    m = _mm512_add_epi32(
-        m, _mm512_srai_epi32(
-               _mm512_sub_epi32(_mm512_add_epi32(l->phase, _mm512_set1_epi32(8)), _mm512_slli_epi32(l->q, 3)), 4));
+  const __mmask16 minus = _mm512_cmplt_epi32_mask(l->symbol, _mm512_set1_epi32(128));
+  __m512i m = l->bucket, j, bit;
+  if (any) {
+    const __mmask16 large = _mm512_test_epi32_mask(l->bits, l->bits);
+    const __m512i first = _mm512_or_si512(_mm512_and_si512(m, _mm512_set1_epi32(7)), _mm512_set1_epi32(8));
+    m = _mm512_mask_or_epi32(m, large, _mm512_sllv_epi32(first, l->bits), low);
+  }
+  m = _mm512_mask_sub_epi32(m, minus, zero, m);
+  if (c->dithered && c->states > 1) {
+    const __m512i from = _mm512_add_epi32(_mm512_set1_epi32(16), _mm512_slli_epi32(l->q, 3));
+    m = _mm512_mask_add_epi32(m, _mm512_cmpge_epi32_mask(l->phase, from), m, _mm512_set1_epi32(2));
+  }
   j = _mm512_add_epi32(m, m);
   if (c->labels) {
     const __mmask16 odd = _mm512_test_epi32_mask(l->q, l->q);
@@ -141,19 +210,19 @@ HD __m512i level_finish16(const Level16* l, __m512i low, __m512i* state, __m512i
   } else j = _mm512_add_epi32(j, l->q);
   bit = _mm512_mask_mov_epi32(_mm512_and_si512(m, one), out, l->symbol);
   if (c->context) {
-    __m512i magnitude = _mm512_abs_epi32(_mm512_sub_epi32(j, _mm512_srli_epi32(l->phase, 3)));
-    magnitude = _mm512_mask_mov_epi32(magnitude, out, _mm512_sllv_epi32(_mm512_set1_epi32(256), l->shift));
-    magnitude = _mm512_min_epu32(magnitude, _mm512_set1_epi32(32768));
-    *sum = _mm512_add_epi32(_mm512_srli_epi32(_mm512_mullo_epi32(*sum, _mm512_set1_epi32(27)), 5),
-                            _mm512_slli_epi32(magnitude, 6));
+    *magnitude = _mm512_min_epi32(_mm512_abs_epi32(_mm512_sub_epi32(j, _mm512_srli_epi32(l->phase, 3))),
+                                  _mm512_set1_epi32(LEVEL_CAP));
+    *magnitude = _mm512_mask_mov_epi32(*magnitude, out, _mm512_set1_epi32(LEVEL_CAP));
   }
   if (c->states > 1) {
     const u32 polynomial = trellis_branch_polynomial(c->states) & ((u32)c->states - 1);
     const __m512i b = _mm512_xor_si512(bit, level_parity16(*state, polynomial));
     *state = _mm512_or_si512(_mm512_srli_epi32(*state, 1), _mm512_mullo_epi32(b, _mm512_set1_epi32(c->states >> 1)));
   }
-  return _mm512_mask_add_epi32(j, out, _mm512_set1_epi32(LEVEL_ESCAPED), bit);
+  return _mm512_mask_add_epi32(j, out, _mm512_set1_epi32(LEVEL_ESCAPED),
+                               _mm512_add_epi32(_mm512_add_epi32(bit, bit), l->q));
 }
+
 #endif
 
 /* Whole steps of 32 lanes while there are 128 bytes to read; returns the next step. */
@@ -161,36 +230,56 @@ HD i64 level_take_steps(LevelReader* r, const LevelCode* c, i64 t, i64 steps, co
                         i32* level) {
 #ifdef ENTROPY_VECTOR
   const u8 *word = r->reader.word, *const stop = r->reader.stop - 4 * ENTROPY_LANES;
-  __m512i x[2], state[2], sum[2];
-  i32 lanes[2][ENTROPY_LANES];
+  const i64 columns = c->context ? c->columns : 0;
+  i64 column = columns ? t % columns : t, row = columns ? t / columns : 0;
+  __m512i x[2], state[2], mean[2];
   int i;
-  for (i = 0; i < ENTROPY_LANES; ++i) lanes[0][i] = (i32)r->lane[i].state, lanes[1][i] = (i32)r->lane[i].sum;
   for (i = 0; i < 2; ++i) {
     x[i] = _mm512_loadu_si512(r->reader.x + 16 * i);
-    state[i] = _mm512_loadu_si512(lanes[0] + 16 * i);
-    sum[i] = _mm512_loadu_si512(lanes[1] + 16 * i);
+    state[i] = _mm512_loadu_si512(r->state + 16 * i);
+    mean[i] = _mm512_loadu_si512(r->past.mean + 16 * i);
   }
   for (; t < steps && word <= stop; ++t) {
     const i64 p = t * ENTROPY_LANES;
+    u32* const above = r->past.above[columns ? column : 0];
     Level16 l[2];
-    __m512i low[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    __m512i low[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, octave[2] = {low[0], low[0]}, magnitude[2];
+    int any;
+    if (c->context)
+#pragma GCC unroll 2
+      for (i = 0; i < 2; ++i) {
+        const __m512i bits = level_logarithm16(mean[i]);
+        octave[i] = level_octave16(
+            row ? _mm512_srli_epi32(_mm512_add_epi32(bits, level_logarithm16(_mm512_loadu_si512(above + 16 * i))), 23)
+                : _mm512_srli_epi32(bits, 22));
+      }
 #pragma GCC unroll 2
     for (i = 0; i < 2; ++i)
-      level_symbol16(l + i, x + i, state[i], sum[i], c, table, c->dithered ? phase + p + 16 * i : 0, &word);
-    if (c->context ? _mm512_test_epi32_mask(_mm512_or_si512(l[0].shift, l[1].shift), _mm512_set1_epi32(15)) != 0
-                   : c->shift != 0)
+      level_symbol16(l + i, x + i, state[i], octave[i], c, table, c->dithered ? phase + p + 16 * i : 0, &word);
+    any = _mm512_test_epi32_mask(_mm512_or_si512(l[0].bits, l[1].bits), _mm512_set1_epi32(15)) != 0;
+    if (any)
 #pragma GCC unroll 2
-      for (i = 0; i < 2; ++i) low[i] = level_low16(x + i, l[i].shift, &word);
+      for (i = 0; i < 2; ++i) low[i] = level_low16(x + i, l[i].bits, &word);
 #pragma GCC unroll 2
     for (i = 0; i < 2; ++i)
-      _mm512_storeu_si512(level + p + 16 * i, level_finish16(l + i, low[i], state + i, sum + i, c));
+      _mm512_storeu_si512(level + p + 16 * i, level_finish16(l + i, low[i], any, state + i, magnitude + i, c));
+    if (c->context) {
+      const int gain = level_gain(column), column_gain = level_column_gain(row);
+#pragma GCC unroll 2
+      for (i = 0; i < 2; ++i) {
+        mean[i] = level_mean16(mean[i], magnitude[i], gain);
+        if (columns)
+          _mm512_storeu_si512(above + 16 * i,
+                              level_mean16(_mm512_loadu_si512(above + 16 * i), magnitude[i], column_gain));
+      }
+      if (++column == columns) column = 0, ++row;
+    }
   }
   for (i = 0; i < 2; ++i) {
     _mm512_storeu_si512(r->reader.x + 16 * i, x[i]);
-    _mm512_storeu_si512(lanes[0] + 16 * i, state[i]);
-    _mm512_storeu_si512(lanes[1] + 16 * i, sum[i]);
+    _mm512_storeu_si512(r->state + 16 * i, state[i]);
+    _mm512_storeu_si512(r->past.mean + 16 * i, mean[i]);
   }
-  for (i = 0; i < ENTROPY_LANES; ++i) r->lane[i].state = (u32)lanes[0][i], r->lane[i].sum = (u32)lanes[1][i];
   r->reader.word = word;
 #else
   (void)r, (void)c, (void)steps, (void)table, (void)phase, (void)level;
@@ -200,55 +289,91 @@ HD i64 level_take_steps(LevelReader* r, const LevelCode* c, i64 t, i64 steps, co
 
 /* n levels of a chunk at `data`, in the order of coding. */
 HD EntropyFault level_decode(const u8* data, i64 size, u32 words, i64 n, const LevelCode* code, const u32* table,
-                             const u8* phase, i32* level, i64* used, const int states, const int labels,
-                             const int dithered, const int context) {
-  const LevelCode local = {states, labels, dithered, context ? code->context : 0, code->shift}, *c = &local;
+                             const u8* phase, u32 (*above)[ENTROPY_LANES], i32* level, i64* used, const int states,
+                             const int labels, const int dithered, const int context) {
+  const LevelCode local = {states, labels, dithered, context ? code->context : 0, code->columns}, *c = &local;
   const int lanes = entropy_lanes(n);
   LevelReader r;
   i64 t = 0;
   const EntropyFault fault = entropy_open(&r.reader, data, size, words, lanes, used);
   if (fault != ENTROPY_FINE) return fault;
-  memset(r.lane, 0, sizeof r.lane);
+  level_forget(&r.past, above, context ? c->columns : 0);
+  memset(r.state, 0, sizeof r.state);
   for (; t * lanes < n; ++t) {
     if (lanes == ENTROPY_LANES) t = level_take_steps(&r, c, t, n / lanes, table, phase, level);
-    if (t * lanes < n && !level_take_step(&r, c, table, dithered ? phase + t * lanes : 0,
+    if (t * lanes < n && !level_take_step(&r, c, t, table, dithered ? phase + t * lanes : 0,
                                           n - t * lanes < lanes ? (int)(n - t * lanes) : lanes, level + t * lanes))
       return ENTROPY_TRUNCATED;
   }
   return entropy_close(&r.reader);
 }
 
-/* The same with the code's parameters as constants where that is worth an instance. */
-#define LEVEL_CASES(CALL)                                                                                              \
-  if (c->context) {                                                                                                    \
-    if (c->dithered) CALL(c->states, 0, 1, 1);                                                                         \
-    if (c->labels) CALL(c->states, 1, 0, 1);                                                                           \
-    CALL(c->states, 0, 0, 1);                                                                                          \
-  }                                                                                                                    \
-  if (c->dithered && c->states == 1) CALL(1, 0, 1, 0);                                                                 \
-  if (c->dithered && c->states == 8) CALL(8, 0, 1, 0);                                                                 \
-  if (c->dithered) CALL(c->states, 0, 1, 0);                                                                           \
-  if (c->states == 1) CALL(1, 0, 0, 0);                                                                                \
-  if (c->labels) CALL(c->states, 1, 0, 0);                                                                             \
-  if (c->states == 8) CALL(8, 0, 0, 0);                                                                                \
-  CALL(c->states, 0, 0, 0);
-
-static i64 level_symbols_of(const LevelCode* c, const i32* level, const u8* phase, i64 n, u8* symbol, u8* model,
-                            u16* extra) {
-#define CALL(...) return level_symbols(c, level, phase, n, symbol, model, extra, __VA_ARGS__)
-  LEVEL_CASES(CALL)
+/* The two with the code's parameters as constants where that is worth an instance. */
+static void level_symbols_of(const LevelCode* c, const i32* w, const u8* phase, i64 n, int lanes,
+                             u32 (*above)[ENTROPY_LANES], u8* symbol, u8* model, u16* extra) {
+#define CALL(labels, dithered, context)                                                                                \
+  if (extra) level_symbols(c, w, phase, n, lanes, above, symbol, model, extra, labels, dithered, context, 1);                 \
+  else level_symbols(c, w, phase, n, lanes, above, symbol, model, 0, labels, dithered, context, 0)
+  if (c->dithered && c->context) CALL(0, 1, 1);
+  else if (c->dithered) CALL(0, 1, 0);
+  else if (c->labels && c->context) CALL(1, 0, 1);
+  else if (c->context) CALL(0, 0, 1);
+  else CALL(0, 0, 0); /* without context labels make no difference */
 #undef CALL
 }
 
 static EntropyFault level_decode_of(const u8* data, i64 size, u32 words, i64 n, const LevelCode* c, const u32* table,
-                                    const u8* phase, i32* level, i64* used) {
-#define CALL(...) return level_decode(data, size, words, n, c, table, phase, level, used, __VA_ARGS__)
-  LEVEL_CASES(CALL)
+                                    const u8* phase, u32 (*above)[ENTROPY_LANES], i32* level, i64* used) {
+#define CALL(states, labels, dithered, context) \
+  return level_decode(data, size, words, n, c, table, phase, above, level, used, states, labels, dithered, context)
+  if (c->context) {
+    if (c->dithered) CALL(c->states, 0, 1, 1);
+    if (c->labels) CALL(c->states, 1, 0, 1);
+    CALL(c->states, 0, 0, 1);
+  }
+  if (c->dithered && c->states == 1) CALL(1, 0, 1, 0);
+  if (c->dithered && c->states == 8) CALL(8, 0, 1, 0);
+  if (c->dithered) CALL(c->states, 0, 1, 0);
+  if (c->states == 1) CALL(1, 0, 0, 0);
+  if (c->labels) CALL(c->states, 1, 0, 0);
+  if (c->states == 8) CALL(8, 0, 0, 0);
+  CALL(c->states, 0, 0, 0);
 #undef CALL
 }
 
+/* The squares of a - j and, for |j| = 1, 2 and more, their number and the sum of (a - j) sign(j): 7 numbers, without
+   escapes, of `count` lanes of [step][32] arrays. Lane by lane, so that every machine adds in the same order. */
+static void level_moments(const f32* a, const i32* w, i64 steps, int lanes, i64 n, int labels, f64* moment) {
+  f32 part[7][ENTROPY_LANES];
+  i64 t, first;
+  int i, k;
+  for (first = 0; first < steps; first += 64) {
+    memset(part, 0, sizeof part);
+    for (t = first; t < steps && t < first + 64; ++t) {
+      const f32* v = a + t * ENTROPY_LANES;
+      const i32* wt = w + t * ENTROPY_LANES;
+      const int count = n - t * lanes < lanes ? (int)(n - t * lanes) : lanes;
+      for (i = 0; i < ENTROPY_LANES; ++i) {
+        const i32 j = level_from(wt[i] >> 1, (u32)wt[i] & 1, labels), size = j < 0 ? -j : j;
+        const f32 here = i < count && wt[i] >= LEVEL_ESCAPED + 4 ? 1.0f : 0.0f, d = here > 0 ? v[i] - (f32)j : 0.0f,
+                  out = j < 0 ? -d : d;
+        const f32 one = size == 1 ? here : 0.0f, two = size == 2 ? here : 0.0f, more = size > 2 ? here : 0.0f;
+        part[0][i] += d * d;
+        part[1][i] += one;
+        part[2][i] += one * out;
+        part[3][i] += two;
+        part[4][i] += two * out;
+        part[5][i] += more;
+        part[6][i] += more * out;
+      }
+    }
+    for (k = 0; k < 7; ++k)
+      for (i = 0; i < ENTROPY_LANES; ++i) moment[k] += part[k][i];
+  }
+}
+
 /* Subtractive dither of n coordinates from `first` on, a multiple of 128: u uniform on [0, 4), or [0, 2) with one state,
-   and floor(8 u). Room for whole 128s. */
+   and its phase. Room for whole 128s. */
 static void level_dither(u64 first, i64 n, u64 key, int states, f32* u, u8* phase) {
   u32 word[4 * CALLS];
   i64 p;
@@ -259,7 +384,7 @@ static void level_dither(u64 first, i64 n, u64 key, int states, f32* u, u8* phas
       const i32 r = (i32)(word[i] >> 8);
       u[p + i] = (f32)r * (states > 1 ? 0x1p-22f : 0x1p-23f);
     }
-    for (i = 0; i < 4 * CALLS; ++i) phase[p + i] = (u8)(word[i] >> (states > 1 ? 27 : 28));
+    for (i = 0; i < 4 * CALLS; ++i) phase[p + i] = (u8)(word[i] >> 27);
   }
 }
 

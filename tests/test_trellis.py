@@ -14,42 +14,40 @@ KEY = Key(5).worker(2)
 POLYNOMIALS = {4: (0o2, 0o5), 8: (0o4, 0o13), 16: (0o4, 0o23), 32: (0o10, 0o45), 64: (0o24, 0o103), 256: (0o362, 0o515)}
 
 
-def attempt(kernels, x, code, step=0.25, far=250.0, costs=None, key=7):
-    """Symbols of x / step as the encoder makes them; with plain distance unless costs are given."""
-    states, _, dithered, context, shift = code
-    each = 16 if dithered else 2 if states > 1 else 1
-    models = each * (((48 - 1) >> (context - 1)) + 1 if context else 1)
-    if costs is None:
-        costs = np.tile(np.array([1, 0, 0, 0, 0, 0, 1.5, 2], np.float32), (96, 1))
+def attempt(kernels, x, code, step=0.25, key=7, context=None, scale=1.0, wide=True):
+    """Symbols of x / step as the encoder makes them, with plain distance."""
+    models = kernels.level_model_count(code)
+    costs = np.tile(np.array([1, 0, 0, 0, 0, 0, 1.5, 2], np.float32), 96)
     room = dict(
         symbol=np.zeros(x.size, np.uint8),
         model=np.zeros(x.size, np.uint8) if models > 1 else None,
-        extra=np.zeros(x.size, np.uint16) if context or shift else None,
+        extra=np.zeros(x.size, np.uint16) if wide else None,
         counts=np.zeros(models * 256, np.uint32),
     )
     moments = np.zeros(7)
     escapes, data, sizes = kernels.level_encode_symbols(
-        x, code, 1 / step, far, key, costs.ravel(), 0.6, 0.4, *room.values(), moments
+        x, code, 1 / step, key, costs, 0.6, 0.4, scale, *room.values(), moments
     )
-    return room, escapes, kernels.level_encode(code, *room.values(), data, sizes), moments
+    context = code[3] if context is None else context
+    return room, escapes, kernels.level_encode(code, context, *room.values(), data, sizes), moments
 
 
 def decoded(kernels, data, code, n, step=0.25, key=7, dtype=np.float32):
     out = np.empty(n, dtype)
-    kernels.level_decode(np.frombuffer(data, np.uint8), code, n, key, step, np.zeros(3), out, 1.0, False)
+    kernels.level_decode(np.frombuffer(data, np.uint8), code, n, key, step, (0, 0, 0), out, 1.0, False)
     return out
 
 
-CODES = [
+CODES = [  # states, labels, dithered, context, columns
     (1, False, False, 0, 0),
-    (1, False, True, 3, 0),
-    (1, False, False, 0, 3),
+    (1, False, True, 0, 0),
     (4, True, False, 0, 0),
     (8, False, False, 0, 0),
     (8, False, True, 0, 0),
     (8, True, False, 1, 0),
     (16, False, False, 2, 0),
-    (32, False, False, 0, 2),
+    (16, True, False, 1, 30),
+    (32, False, True, 3, 7),
     (64, False, True, 3, 0),
     (256, False, False, 0, 0),
 ]
