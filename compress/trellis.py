@@ -19,7 +19,16 @@ import numpy as np
 
 from . import kernels
 from ._cpu import kernels as _shapes
-from .compressor import Compressor, Contractive, Unbiased, name_of, positive_int, refuse_nonfinite, settle
+from .compressor import (
+    Compressor,
+    Contractive,
+    Unbiased,
+    name_of,
+    positive_int,
+    rate_keyword,
+    refuse_nonfinite,
+    settle,
+)
 
 _CHUNK = _shapes.ENTROPY_LARGEST_CHUNK
 _OCTAVES = _shapes.LEVEL_OCTAVES
@@ -31,21 +40,6 @@ _NEAR = 0.006  # as near as bits and error come to what was asked for; 0.01 is p
 _SIGN = 1
 _TRIAL = 2
 _BIT = 0.35  # squared steps that the search may give for a bit; .3 to .46 are within a thousandth
-
-
-def _rate_keyword(cls):
-    """Let `bits=` stand for the field `rate`: an attribute called bits would hide the method."""
-    made = cls.__init__
-
-    def __init__(self, *args, bits=None, **named):
-        if bits is not None:
-            if args or named.get("rate") is not None:
-                raise TypeError("give the bits once")
-            named["rate"] = bits
-        made(self, *args, **named)
-
-    cls.__init__ = __init__
-    return cls
 
 
 class _Coded(Compressor):
@@ -378,7 +372,7 @@ class _Subtractive(Unbiased):
         raise TypeError(f"{type(self).__name__} adapts to the vector: it has no constant")
 
 
-@_rate_keyword
+@rate_keyword
 @dataclass(frozen=True, repr=False)
 class UniformQuantizer(_Coded):
     """Multiples of a step, entropy coded: the plainest coder, at any rate, and lossy to taste.
@@ -442,7 +436,7 @@ class _UniformUnbiased(UniformQuantizer, _Subtractive):
     pass
 
 
-@_rate_keyword
+@rate_keyword
 @dataclass(frozen=True, repr=False)
 class Trellis(_Coded):
     """Entropy-coded trellis quantisation: the closest to the uncertainty bound of all here.
