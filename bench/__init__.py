@@ -1,8 +1,9 @@
-"""Benchmarks that can be checked: `python -m bench [frontier | speed | papers NAME]`.
+"""Benchmarks that can be checked: `python -m bench [frontier | speed | guide | papers NAME]`.
 
 frontier  Every compressor over its parameter range on one vector: bits that left, error, proven constants, speed;
           --input all on several, --peers beside other packages.
 speed     Every kernel against memcpy in the same process, and against the bar set for it.
+guide     The table behind compress.recommend: errors and speeds of every row, measured again.
 papers    The statements of a paper that a machine can check, each with the figure measured here and ok or not.
 
 Needs the extra: pip install "compress-kernels[bench]".

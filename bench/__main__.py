@@ -55,6 +55,13 @@ def speed(args):
     return speed.run(args.out, args.pytest_args)
 
 
+def guide(args):
+    from . import guide
+
+    choose(args.backend)
+    return guide.run()
+
+
 def papers(args):
     from importlib import import_module
 
@@ -100,6 +107,9 @@ def parser():
 
     s = commands.add_parser("speed", parents=[common], help="kernels against memcpy; other options go to pytest")
     s.set_defaults(command=speed)
+
+    g = commands.add_parser("guide", parents=[common], help="the table behind compress.recommend, measured again")
+    g.set_defaults(command=guide)
 
     q = commands.add_parser("papers", parents=[common], help="the checkable statements of a paper")
     q.add_argument("paper", choices=PAPERS)

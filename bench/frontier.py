@@ -29,8 +29,8 @@ import compress
 from . import console
 from .ideal import IdealUniform
 
-RATES = (0.05, 0.1, 0.2, 0.4, 0.6, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 BUDGETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 4, 6, 8)
+RATES = BUDGETS
 FRACTIONS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 LEVELS = (1, 2, 3, 7, 15, 31, 63, 127)
 
@@ -59,20 +59,32 @@ def sweep():
         "Kashin": [c.Kashin(L, r) for r in (1.1, 1.25, 1.5, 2.0) for L in (2, 3, 4, 8, 16, 64, 256)],
         "Eden": [c.Eden(b, scale) for scale in ("biased", "unbiased") for b in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)],
         "Correlated": [c.Correlated(c.StandardDithering(s, "linf", 1024), 16) for s in (1, 3, 7, 15)],
+        "UniformQuantizer": [*at_rates(c.UniformQuantizer), *at_rates(c.UniformQuantizer, 0.25, unbiased=True)],
+        "Trellis": [
+            *at_rates(c.Trellis),
+            *at_rates(c.Trellis, states=32),
+            *at_rates(c.Trellis, context=True),
+            *at_rates(c.Trellis, 0.25, unbiased=True),
+            *at_rates(c.Trellis, 0.25, unbiased=True, context=True),
+        ],
         "PowerSGD": [c.PowerSGD(r) for r in (1, 4, 16, 64)],
         "Scaled": [c.Scaled(inner) for inner in (c.RandK(0.1), c.TernGrad(), c.Kashin(2), c.Kashin(3), c.Kashin(16))],
         "Induced": [c.Induced(c.TopK(k), c.RandK(k)) for k in (0.003, 0.01, 0.03, 0.1)],
-        "Composed": [c.Composed(c.RandK(k), c.NaturalCompression()) for k in (0.003, 0.01, 0.03, 0.1, 0.3)],
-    }  # a class of any rate: at_rates(c.Class, {}, {"option": value})
+        "Composed": [
+            *(c.Composed(c.RandK(k), c.NaturalCompression()) for k in (0.003, 0.01, 0.03, 0.1, 0.3)),
+            *(c.Composed(c.RandK(2 * b), c.Trellis(bits=0.5, unbiased=True)) for b in RATES if b < 0.5),
+            *(c.Composed(c.RandK(round(b / 2.33, 4)), c.Kashin(4, 1.16)) for b in RATES if b < 2.33),
+        ],
+    }
     found = {}
     for example in c.catalogue():
         found.setdefault(family(example), []).append(example)
     return {name: listed.get(name, examples) for name, examples in found.items()}
 
 
-def at_rates(cls, *variants):
-    """cls(bits=b, **options) at every rate, for one table of options after the other."""
-    return [cls(bits=b, **options) for options in variants for b in RATES]
+def at_rates(cls, least=0.0, **options):
+    """A class of any rate at every rate from `least` on."""
+    return [cls(bits=b, **options) for b in RATES if b >= least]
 
 
 def family(compressor):
@@ -230,13 +242,16 @@ def times_4(error, bits):
 
 def pareto(bits, error):
     """Mask of the points that no other point beats: none has at most as many bits and a smaller error, or
-    fewer bits and at most the error. Of equal points the first stays."""
+    fewer bits and at most the error. Of equal points the first stays. A hundredth of the bits, as near as a coder
+    comes to its rate, counts as none."""
     order = sorted(range(len(bits)), key=lambda i: (bits[i], error[i], i))
-    keep, best = [False] * len(bits), math.inf
+    best = []
     for i in order:
-        if error[i] < best:
-            keep[i], best = True, error[i]
-    return keep
+        if not best or error[i] < error[best[-1]]:
+            if best and bits[i] <= 1.01 * bits[best[-1]]:
+                best.pop()
+            best.append(i)
+    return [i in best for i in range(len(bits))]
 
 
 def mark_frontier(points):

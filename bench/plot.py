@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import PathCollection
+from matplotlib.colors import to_rgb
 
 STYLE = {
     "font.size": 8,
@@ -22,6 +23,7 @@ STYLE = {
 }
 COLOURS = [*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors]
 COLOURS = [c for c in COLOURS if max(c) - min(c) > 0.1]  # greys are the peers'
+COLOURS += [to_rgb(c) for c in ("black", "navy", "limegreen", "deepskyblue")]
 MARKERS = "osD^vP*X<>phH8d"
 
 
@@ -75,7 +77,7 @@ def frontier_figure(points, title, d, path):
             axis.legend(loc="best", fontsize=6.5, handletextpad=0.3)
             labels, family = [], None
             for p in best:  # the family once, then its parameters alone while the frontier stays with it
-                text = re.sub(r"\w+=|(?<=\w)\(\)", "", p.compressor.removeprefix(family or ""))
+                text = re.sub(r"\w+=(?!True)|=True|(?<=\w)\(\)", "", p.compressor.removeprefix(family or ""))
                 labels.append((p.bits, p.nmse, text, styles[p.family]["color"]))
                 family = p.family
             label_points(axis, labels)
@@ -158,6 +160,8 @@ def frontier_line(points):
     for p in sorted((p for p in points if p.nmse > 0), key=lambda p: (p.bits, p.nmse)):
         if best and p.nmse >= best[-1].nmse:
             continue
+        if best and p.bits <= 1.01 * best[-1].bits:
+            best.pop()
         while len(best) > 1:
             share = (best[-1].bits - best[-2].bits) / max(p.bits - best[-2].bits, 1e-12)
             if best[-1].nmse <= 1.03 * best[-2].nmse ** (1 - share) * p.nmse**share:

@@ -3,8 +3,9 @@
 
 How it is measured. Every round copies x first and then runs the kernel, so both see the same machine in the same
 moment; the ratio is the median of the rounds' ratios, GB/s comes from the median time. Buffers are touched beforehand
-and given as out=; one thread; GB/s counts the float32 side once. A bar is what a kernel was built to reach on x86-64
-with AVX-512; a miss is printed and not raised, since another machine has other figures, and so has a busy one.
+and given as out=; one thread; GB/s counts the float32 side once. `first` is that of the call that
+came first, before any warm-up. A bar is what a kernel was built to reach on x86-64 with AVX-512; a miss is printed and
+not raised, since another machine has other figures, and so has a busy one.
 """
 
 import os
@@ -48,8 +49,19 @@ BARS = [
     ("cosine transform, blocks of 64", "2^20", "GB/s", ">=", 2.5),
     ("Kashin(3).encode", "2^20", "GB/s", ">=", 0.4),
     ("Kashin(3, redundancy=2).encode", "2^20", "GB/s", ">=", 0.25),
-    *((f"Eden({rate}).{call}", "2^20", "GB/s", ">=", 2.5) for rate in (1, 2.5, 4, 8) for call in ("encode", "decode")),
+    *(
+        (f"Eden({rate}).{call}", "2^20", "GB/s", ">=", 2.5)
+        for rate in (1, 2, 2.5, 4, 8)
+        for call in ("encode", "decode")
+    ),
     ("Correlated(StandardDithering(7), workers=16).encode", "2^20", "GB/s", ">=", 2),
+    *((f"UniformQuantizer(2).{call}", "2^20", "GB/s", ">=", 1.5) for call in ("encode", "decode")),
+    *((f"Trellis(2).{call}", "2^20", "GB/s", ">=", 0.8) for call in ("encode", "decode")),
+    ("Trellis(2, context=True).encode", "2^20", "GB/s", ">=", 0.2),
+    ("Trellis(2, context=True).decode", "2^20", "GB/s", ">=", 0.3),
+    ("trellis search, 8 states, 2 bit", "2^20", "GB/s", ">=", 1.5),  # AVX2 half
+    *((f"entropy {call}, 2 bit", "2^20", "GB/s of symbols", ">=", 1.2) for call in ("encode", "decode")),
+    *((f"entropy {call}, 4 bit", "2^20", "GB/s of symbols", ">=", 0.5) for call in ("encode", "decode")),
     *((f"{name}.encode", "16", "us", "<=", 10) for name in ("StandardDithering(7)", "RandK(0.01)", "ScaledSign()")),
     ("*.encode", "2^20 2^24", "buffers of d", "<=", 1.01),
 ]
@@ -57,20 +69,22 @@ BARS = [
 
 def clock(function, repeats):
     """Median seconds of a call."""
-    seconds = []
-    for _ in range(repeats):
-        start = perf_counter()
-        function()
-        seconds.append(perf_counter() - start)
-    return median(seconds)
+    return median(seconds_of(function) for _ in range(repeats))
+
+
+def seconds_of(function):
+    start = perf_counter()
+    function()
+    return perf_counter() - start
 
 
 @pytest.fixture
 def race(benchmark):
     """race(kernel, size, function, x) times function() against copying x, judges the bars, and files it all under
-    extra_info. `also` holds metrics that take the kernel's median seconds; `bits` are per coordinate."""
+    extra_info. `also` holds metrics that take the kernel's median seconds; `bits` are per coordinate; `first` is the
+    time of the very first call, where that is told apart from the warm ones."""
 
-    def run(kernel, size, function, x, bits=None, **also):
+    def run(kernel, size, function, x, bits=None, first=None, **also):
         target, copies = np.ones_like(x), []
 
         def copy():
@@ -94,6 +108,8 @@ def race(benchmark):
         benchmark.extra_info.update(
             kernel=kernel, size=size, bits=bits, gbps=metrics["GB/s"], ratio_to_memcpy=metrics["x memcpy"], bars=bars
         )
+        if first:
+            benchmark.extra_info["first_gbps"] = x.nbytes / first / 1e9
 
     return run
 
@@ -190,6 +206,57 @@ def test_dct(race, size):
     race("cosine transform, blocks of 64", size, lambda: dct(work, work), x)
 
 
+def levels(x, states, bits):
+    """(a call that quantises x, what level_encode takes): at the step at which the symbols' entropy is `bits`."""
+    kernels = compress.kernels.of(x)
+    code = (states, False, False, 0, 0)  # without dither or contexts
+    models = kernels.level_model_count(code)
+    costs = np.zeros((2, 8), np.float32)
+    costs[:, 0], costs[:, 6], costs[:, 7] = 1, 1.5, 2
+    symbols, counts = np.zeros(x.size, np.uint8), np.zeros(256 * models, np.uint32)
+    which = np.zeros(x.size, np.uint8) if models > 1 else None
+
+    def quantise(inverse):
+        how = code, inverse, 0, costs.ravel(), 0.6, 0.4, 1.0
+        return kernels.level_encode_symbols(x, *how, symbols, which, None, counts, None)
+
+    low, high = 0.0, 64.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        _, *escapes = quantise(middle)
+        low, high = (low, middle) if kernels.level_bits(code, counts, 1.0)[0] > bits * x.size else (middle, high)
+    return lambda: quantise(middle), (code, 0, symbols, which, None, counts, *escapes)
+
+
+@pytest.mark.parametrize("size", ["2^16", "2^20"])
+@pytest.mark.parametrize("states", [4, 8, 32, 256])
+def test_trellis_search(race, states, size):
+    x = vector(size)
+    search, _ = levels(x, states, 2)
+    race(f"trellis search, {states} states, 2 bit", size, search, x)
+
+
+@pytest.mark.parametrize("size", ["2^16", "2^20"])
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("call", ["encode", "decode"])
+def test_entropy(race, call, bits, size):
+    """The coder alone, one byte a symbol; decoding ends in float32, as there is no way to stop before."""
+    x = vector(size)
+    kernels, out = compress.kernels.of(x), np.zeros_like(x)
+    _, (code, *coded) = levels(x, 1, bits)
+
+    def encode():
+        return kernels.level_encode(code, *coded)
+
+    def decode():
+        kernels.level_decode(payload, code, x.size, 0, 1.0, (0, 0, 0), out, 1.0, False)
+
+    payload = np.frombuffer(encode(), np.uint8)
+    rate = {"GB/s of symbols": lambda seconds: x.size / seconds / 1e9}
+    work = encode if call == "encode" else decode
+    race(f"entropy {call}, {bits} bit", size, work, x, 8 * payload.size / x.size, **rate)
+
+
 WHOLE_CALLS = [
     compress.StandardDithering(7),
     compress.RandK(0.01),
@@ -201,17 +268,28 @@ WHOLE_CALLS = [
     compress.Rotated(compress.TernGrad()),
     compress.Kashin(3),
     compress.Kashin(3, 2.0),
-    *(compress.Eden(rate) for rate in (1, 2.5, 4, 8)),
+    *(compress.Eden(rate) for rate in (1, 2, 2.5, 4, 8)),
     compress.Correlated(compress.StandardDithering(7), 16),
 ]
+CODED = [
+    *(compress.UniformQuantizer(bits=2, unbiased=unbiased) for unbiased in (False, True)),
+    *(compress.Trellis(bits=2, states=states) for states in (8, 32, 256)),
+    compress.Trellis(bits=2, context=True),
+    compress.Trellis(bits=2, unbiased=True),
+]
+CALLS = [
+    *((compressor, size) for compressor in WHOLE_CALLS for size in SIZES),
+    *((compressor, size) for compressor in CODED for size in ("16", "2^16", "2^20")),
+]
+CALLS = pytest.mark.parametrize("compressor, size", CALLS, ids=lambda v: v if isinstance(v, str) else name(v))
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("compressor", WHOLE_CALLS, ids=name)
+@CALLS
 def test_encode(race, compressor, size):
     """The whole call, and the memory it asks Python for, in units of x (at most one such buffer)."""
     x = vector(size)
     out = np.zeros(-(-compressor.bits(x.size) // 8), np.uint8)
+    first = seconds_of(lambda: compressor.encode(x, KEY, out=out))
     tracemalloc.start()
     message = compressor.encode(x, KEY, out=out)
     extra = tracemalloc.get_traced_memory()[1] / x.nbytes
@@ -220,16 +298,19 @@ def test_encode(race, compressor, size):
     memory = {"buffers of d": lambda seconds: extra}
     if isinstance(compressor, compress.ChunkTopK):
         memory["bits a value"] = lambda seconds: message.bits / compressor.count(x.size)
-    race(f"{name(compressor)}.encode", size, lambda: compressor.encode(x, KEY, out=out), x, bits, **memory)
+    race(f"{name(compressor)}.encode", size, lambda: compressor.encode(x, KEY, out=out), x, bits, first, **memory)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("compressor", WHOLE_CALLS, ids=name)
+@CALLS
 def test_decode(race, compressor, size):
     x = vector(size)
     message, out = compressor.encode(x, KEY), np.zeros_like(x)
     bits = 8 * message.payload.nbytes / x.size
-    race(f"{name(compressor)}.decode", size, lambda: compressor.decode(message, KEY, out=out), x, bits)
+    first = seconds_of(lambda: compressor.decode(message, KEY, out=out))
+    race(f"{name(compressor)}.decode", size, lambda: compressor.decode(message, KEY, out=out), x, bits, first)
+
+
+NUMBERS = ("bits", "GB/s", "first", "x memcpy")
 
 
 def run(out, arguments=()):
@@ -245,13 +326,15 @@ def run(out, arguments=()):
     status = pytest.main([*options, *arguments, __file__], plugins=[results])
     table = Table(title="Kernels, one thread, float32", title_justify="left", title_style="bold")
     table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
-    for header in ("kernel", "size", "bits", "GB/s", "x memcpy", "measured and bar", "ok"):
-        table.add_column(header, justify="right" if header in ("bits", "GB/s", "x memcpy") else "left", no_wrap=True)
+    table.add_column("kernel", max_width=40, overflow="fold")
+    for header in ("size", "bits", "GB/s", "first", "x memcpy", "measured and bar", "ok"):
+        table.add_column(header, justify="right" if header in NUMBERS else "left", no_wrap=True)
     bars, before = [], None
     kernels = list(dict.fromkeys(info["kernel"] for info in results.infos))
     for info in sorted(results.infos, key=lambda i: (kernels.index(i["kernel"]), SIZES[i["size"]])):
         bits = "" if info["bits"] is None else f"{info['bits']:.2f}"
-        figures = [info["size"], bits, f"{info['gbps']:.2f}", f"{info['ratio_to_memcpy']:.2f}"]
+        first = f"{info['first_gbps']:.2f}" if "first_gbps" in info else ""
+        figures = [info["size"], bits, f"{info['gbps']:.2f}", first, f"{info['ratio_to_memcpy']:.2f}"]
         cells = ["" if info["kernel"] == before else info["kernel"], *figures]
         before = info["kernel"]
         for bar in info["bars"] or [None]:

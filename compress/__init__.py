@@ -4,6 +4,7 @@ from .chunk import ChunkTopK
 from .combine import Composed, ErrorFeedback, Induced, Scaled
 from .compressor import Compressor, Contractive, Identity, Message, Unbiased, catalogue
 from .eden import Eden
+from .guide import recommend
 from .kashin import Kashin
 from .kernels import asarray, backends
 from .key import Key
@@ -53,4 +54,5 @@ __all__ = [
     "dumps",
     "loads",
     "measure",
+    "recommend",
 ]

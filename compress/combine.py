@@ -83,6 +83,10 @@ class Induced(Unbiased):
     def exact(self):
         return self.biased.exact and self.unbiased.exact
 
+    @property
+    def guarantee(self):
+        return max(self.biased.guarantee, self.unbiased.guarantee, key=("proven", "high probability", "none").index)
+
     def _start(self) -> int:
         """Bytes in front of the first part."""
         return 0 if self.biased.fixed_length else 4
@@ -166,6 +170,10 @@ class Composed(Unbiased):
     @property
     def fixed_length(self):
         return self.first.fixed_length and self.then.fixed_length
+
+    @property
+    def guarantee(self):
+        return self.then.guarantee
 
     @property
     def exact(self):

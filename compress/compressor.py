@@ -277,6 +277,21 @@ def positive_int(value, name: str, least: int = 1, most: int | None = None) -> i
     return int(value)
 
 
+def rate_keyword(cls):
+    """Let `bits=` stand for the field `rate`: an attribute called bits would hide the method."""
+    made = cls.__init__
+
+    def __init__(self, *args, bits=None, **named):
+        if bits is not None:
+            if args or named.get("rate") is not None:
+                raise TypeError("give the bits once")
+            named["rate"] = bits
+        made(self, *args, **named)
+
+    cls.__init__ = __init__
+    return cls
+
+
 def _check_key(key) -> None:
     if not isinstance(key, Key):
         raise TypeError(f"key must be a compress.Key, got {type(key).__name__}")

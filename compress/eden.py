@@ -9,19 +9,20 @@ import numpy as np
 
 from . import kernels
 from ._cpu import kernels as _shapes
-from .compressor import Contractive, refuse_nonfinite, settle, wire_bytes
+from .compressor import Contractive, rate_keyword, refuse_nonfinite, settle, wire_bytes
 
 _ONE = 65536  # a bit, in the units that the kernels take a rate in
 _WORST = 50  # alpha = 1 - 1 / (_WORST n) in a block of n
 
 
+@rate_keyword
 @dataclass(frozen=True)
 class Eden(Contractive):
     """C(x) = U' s Q(y), y = sqrt(n) U x / ||x||: Q the Lloyd-Max quantiser of N(0, 1), s a scale for each block.
 
     U is the rotation of `Rotated` (random signs and Walsh-Hadamard, blocks of n <= 4096, nothing padded), which makes
-    the coordinates of y nearly Gaussian whatever x is; signs come from key.shared. `rate` bits a coordinate, 1 to 8:
-    alphabets of 2, 3, 4, 5, 6, 8, 10, 11, 13, 16, ... 256 levels, and between two of them a mixture, the first
+    the coordinates of y nearly Gaussian whatever x is; signs come from key.shared. `rate`, or `bits=`, a coordinate, 1
+    to 8: alphabets of 2, 3, 4, 5, 6, 8, 10, 11, 13, 16, ... 256 levels, and between two of them a mixture, the first
     coordinates of a block in the one and the rest in the other (csrc/eden.h). With 32 bits of scale for a block,
     bits(d) <= (rate + 0.02) d from d = 4096 on.
 

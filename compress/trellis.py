@@ -27,6 +27,7 @@ from .compressor import (
     check_finite,
     name_of,
     positive_int,
+    rate_keyword,
     refuse_nonfinite,
     settle,
 )
@@ -41,21 +42,6 @@ _TRIAL = 2
 _ROTATION = 4096  # coordinates that a rotation mixes
 _BIT = 0.35  # squared steps that the search may give for a bit; .3 to .46 are within a thousandth
 _PLAIN = np.tile(np.array([1, 0, 0, 0, 0, 0, 1.5, 2], np.float32), 2 * _shapes.LEVEL_OCTAVES)  # distance alone
-
-
-def _rate_keyword(cls):
-    """Let `bits=` stand for the field `rate`: an attribute called bits would hide the method."""
-    made = cls.__init__
-
-    def __init__(self, *args, bits=None, **named):
-        if bits is not None:
-            if args or named.get("rate") is not None:
-                raise TypeError("give the bits once")
-            named["rate"] = bits
-        made(self, *args, **named)
-
-    cls.__init__ = __init__
-    return cls
 
 
 class _Coded(Compressor):
@@ -191,10 +177,15 @@ class _Search:
             attempt = self.attempt(self.x, trial, step, plan, measured=c.rate is None)
             miss = attempt.miss(self.rms)
             if abs(miss) <= _NEAR or (step <= self.finest and miss < 0):
-                return (self.attempt(self.x, self.key, step, plan) if c.unbiased else attempt).payload()
+                if not c.unbiased:
+                    return attempt.payload()
+                break
             best = min(best, (abs(miss), step))
             step = steps.next(step, miss)
-        return self.attempt(self.x, self.key, best[1], plan).payload()
+        else:
+            step = best[1]
+        attempt = None
+        return self.attempt(self.x, self.key, step, plan).payload()
 
     def planned(self, key):
         """From samples a plan, the step with which it would meet the target, and how the miss goes with the step."""
@@ -386,7 +377,7 @@ class _Steps:
             octaves = max(self.c.rate * abs(miss), math.log2(1 + abs(miss)) / 2.5)
             guess = step * 2.0 ** math.copysign(min(octaves, 2.0), miss)
         else:
-            guess = step * min(max((1 + miss) ** -0.5, 0.25), 4.0)
+            guess = step * min(max(max(1 + miss, 1e-9) ** -0.5, 0.25), 4.0)
         if not self.fine < guess < self.coarse:
             guess = math.sqrt(self.fine * self.coarse)
         return _short(max(guess, self.finest))
@@ -406,7 +397,7 @@ class _Subtractive(Unbiased):
         raise TypeError(f"{type(self).__name__} adapts to the vector: it has no constant")
 
 
-@_rate_keyword
+@rate_keyword
 @dataclass(frozen=True, repr=False)
 class UniformQuantizer(_Coded):
     """Multiples of a step, entropy coded: the plainest coder, at any rate, and lossy to taste.
@@ -471,7 +462,7 @@ class _UniformUnbiased(UniformQuantizer, _Subtractive):
     pass
 
 
-@_rate_keyword
+@rate_keyword
 @dataclass(frozen=True, repr=False)
 class Trellis(_Coded):
     """Entropy-coded trellis quantisation: the closest to the uncertainty bound of all here.

@@ -57,25 +57,22 @@ ctypedef struct LevelRoom:
     i32* level          # what encoders call w, decoders the level, in the order of coding
 
 
-cdef int open_room(LevelRoom* room, const LevelCode* c, i64 n, bint searching) noexcept nogil:
+cdef int open_room(LevelRoom* room, const LevelCode* c, i64 n, bint coding) noexcept nogil:
     cdef i64 most = min(n, <i64>ENTROPY_CHUNK)
     # with fewer than 32 lanes the [step][32] arrays are longer than n: at most 2,048 steps
     cdef i64 places = max(ceil_div(most, 128) * 128, <i64>min(most, 2048) * ENTROPY_LANES)
     memset(room, 0, sizeof(LevelRoom))
-    room.u = <f32*>malloc(4 * places)
-    room.natural = <u8*>malloc(places)
-    room.phase = <u8*>malloc(places)
-    room.a = <f32*>malloc(4 * places)
+    room.u = <f32*>malloc(4 * places if c.dithered else 1)
+    room.natural = <u8*>malloc(places if c.dithered else 1)
+    room.phase = <u8*>malloc(places if c.dithered else 1)
+    room.a = <f32*>malloc(4 * places if coding else 1)
+    room.octave = <u8*>malloc(places if coding and c.context else 1)
+    room.decision = <u8*>malloc(places * trellis_planes(c.states) if coding and c.states > 1 else 1)
     room.above = <u32 (*)[32]>malloc(128 * max(c.columns, 1))
     room.level = <i32*>malloc(4 * places)
-    if searching:
-        room.octave = <u8*>malloc(places)
-        room.decision = <u8*>malloc(places * trellis_planes(c.states))
-        if room.octave == NULL or room.decision == NULL:
-            return -1
-    if room.u == NULL or room.phase == NULL or room.natural == NULL or room.a == NULL or room.level == NULL:
+    if room.u == NULL or room.natural == NULL or room.phase == NULL or room.a == NULL:
         return -1
-    return 0 if room.above != NULL else -1
+    return -1 if room.octave == NULL or room.decision == NULL or room.above == NULL or room.level == NULL else 0
 
 
 cdef void close_room(LevelRoom* room) noexcept nogil:
@@ -360,7 +357,7 @@ def level_encode_symbols(x, tuple code, f64 inverse, u64 key, costs, f32 dead, f
     other = <u32*>malloc(3 * 16 * 1024)
     sizes = <u32*>malloc(4 * (chunks + 1))
     with nogil:
-        failed = open_room(&room, &c, v.n, c.states > 1) != 0 or other == NULL or sizes == NULL
+        failed = open_room(&room, &c, v.n, True) != 0 or other == NULL or sizes == NULL
         if not failed:
             memset(count, 0, 1024 * models)
             memset(other, 0, 3 * 16 * 1024)

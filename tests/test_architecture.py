@@ -24,6 +24,7 @@ ORDER = [
     ["message", "metrics"],
     ["quantize", "sparsify", "chunk", "lowrank", "kashin", "eden", "trellis"],
     ["rotate", "combine"],
+    ["guide"],
 ]
 RANK = {name: (row, column) for row, names in enumerate(ORDER) for column, name in enumerate(names)}
 

@@ -17,7 +17,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 import compress  # noqa: E402
-from bench import frontier, gradients, ideal, peers  # noqa: E402
+from bench import frontier, gradients, guide, ideal, peers  # noqa: E402
 from bench.__main__ import main  # noqa: E402
 
 
@@ -209,6 +209,14 @@ def test_quick_frontier_writes_its_three_files(tmp_path, capsys):
     assert "best" in printed and "ideal" in printed
     assert (tmp_path / "results" / "frontier.png").stat().st_size > 10_000
     assert (tmp_path / "results" / "distance.png").stat().st_size > 10_000
+
+
+def test_the_guide_is_measured_in_the_columns_it_has():
+    x = gradients.synthetic("normal", 4096)
+    for row in (compress.guide.TABLE[4], compress.guide.TABLE[-2]):
+        columns = guide.columns(guide.measured(row, (x, x), trials=2))
+        assert [len(column) for column in columns] == [len(row.rates)] * 4
+        assert columns[0] == columns[1] == pytest.approx(row.normal, rel=0.3)
 
 
 def test_a_backend_that_is_not_there_says_so():

@@ -404,6 +404,19 @@ def test_messages_compare():
     assert C.encode(x, KEY) != C.encode(x, KEY.at(9))
 
 
+def test_a_combination_promises_no_more_than_its_parts():
+    coded = compress.UniformQuantizer(bits=2, unbiased=True)
+    for C in (
+        compress.Composed(compress.RandK(0.5), coded),
+        compress.Induced(compress.TopK(0.1), coded),
+        compress.Induced(compress.Trellis(bits=1), compress.RandK(0.5)),
+    ):
+        assert C.guarantee == "none"
+        with pytest.raises(TypeError, match="no constant"):
+            C.omega(100)
+    assert compress.Induced(compress.TopK(0.1), compress.RandK(0.5)).guarantee == "proven"
+
+
 def test_error_feedback_wants_a_contraction():
     with pytest.raises(TypeError, match="Scaled"):
         compress.ErrorFeedback(compress.RandK(0.1))

@@ -187,6 +187,10 @@ def test_parameters_are_checked():
     for rate in (0.99, 8.01, float("nan")):
         with pytest.raises(ValueError, match="rate"):
             Eden(rate)
+    assert Eden(bits=2.5, scale="unbiased") == Eden(2.5, "unbiased") and repr(Eden(bits=2)) == repr(Eden(2))
+    for twice in ({"args": (2,)}, {"rate": 2}):
+        with pytest.raises(TypeError, match="give the bits once"):
+            Eden(*twice.pop("args", ()), bits=2, **twice)
     for rate in ("2", True, None):
         with pytest.raises(TypeError, match="rate"):
             Eden(rate)
