@@ -209,7 +209,7 @@ def test_dct(race, size):
 def levels(x, states, bits):
     """(a call that quantises x, what level_encode takes): at the step at which the symbols' entropy is `bits`."""
     kernels = compress.kernels.of(x)
-    code = (states, False, False, 0, 0)  # without dither or contexts
+    code = (states, False, 0, 0, 0)  # without dither or contexts
     models = kernels.level_model_count(code)
     costs = np.zeros((2, 8), np.float32)
     costs[:, 0], costs[:, 6], costs[:, 7] = 1, 1.5, 2
@@ -225,7 +225,7 @@ def levels(x, states, bits):
         middle = (low + high) / 2
         _, *escapes = quantise(middle)
         low, high = (low, middle) if kernels.level_bits(code, counts, 1.0)[0] > bits * x.size else (middle, high)
-    return lambda: quantise(middle), (code, 0, symbols, which, None, counts, *escapes)
+    return lambda: quantise(middle), (code, code, symbols, which, None, counts, *escapes)
 
 
 @pytest.mark.parametrize("size", ["2^16", "2^20"])

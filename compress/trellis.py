@@ -4,7 +4,7 @@ Both turn a vector into whole multiples of a step, chosen so that the message me
 with static models (csrc/level.h, csrc/entropy.h). What they promise is decided by the message, not by a constant of the
 class: guarantee is "none", except for an unbiased one whose error is set by `nmse`.
 
-Payload: one byte (labels, a float64 step, how finely contexts are told apart), three bytes (where
+Payload: one byte (labels, a float64 step, how finely contexts and dither are told apart), three bytes (where
 levels 1, 2 and beyond are moved to, in 1/256 of a step; none if unbiased), the step, then models, chunks and escapes.
 """
 
@@ -71,6 +71,11 @@ class _Coded(Compressor):
         if not 0 < value < math.inf or value > most:
             raise ValueError(f"{'bits' if names[0] == 'rate' else names[0]} must be in (0, {most:g}], got {value}")
         settle(self, names[0], value)
+        if self.unbiased and self._states > 1 and names[0] == "rate" and value < 0.25:
+            raise ValueError(
+                f"an unbiased trellis takes 0.25 bits at least, got {value}: what its path says of the dither to come is "
+                f"not in the models. Thin a vector first: Composed(RandK({2 * value:.2g}), Trellis(bits=0.5, unbiased=True))"
+            )
         if not isinstance(self.unbiased, (bool, np.bool_)):
             raise TypeError(f"unbiased must be True or False, got {self.unbiased!r}")
         settle(self, "unbiased", bool(self.unbiased))
@@ -125,12 +130,13 @@ class _Coded(Compressor):
         (step,) = struct.unpack("<d" if width == 8 else "<f", payload[at : at + width].tobytes())
         if not 0 < step < math.inf:
             raise ValueError(f"coded levels: the step is {step}")
-        merged = flags >> 2
-        if merged > 6 or (merged and not self.context) or (self.unbiased and (flags & 1 or 0 < merged < 2)):
+        merged, folded = flags >> 2 & 7, flags >> 5
+        if merged > 6 * self.context or folded > 5 * self.unbiased or flags & self.unbiased:
             raise ValueError("coded levels: no encoder sets these flags")
+        code = self._code(flags & 1, merged, folded)
         kernels.of(payload).level_decode(
             payload[at + width :],
-            self._code(flags & 1, merged),
+            code,
             message.size,
             key.word if self.unbiased else 0,
             step * self._sign(key),
@@ -140,12 +146,10 @@ class _Coded(Compressor):
             add,
         )
 
-    def _code(self, labels, merged):
-        return self._states, bool(labels), self.unbiased, 1 + merged if self.context else 0, self._columns
-
-    def _finest(self):
-        """Half octaves a model, as a logarithm, before any are merged: 16 bins of the dither and all would be too many."""
-        return 2 if self.unbiased else 0
+    def _code(self, labels, merged, folded):
+        """What the kernels take: models are of 2^merged half octaves of context and 2^folded phases of the dither."""
+        dithered = 1 + folded if self.unbiased else 0
+        return self._states, bool(labels), dithered, 1 + merged if self.context else 0, self._columns
 
     def _sign(self, key):
         """With a random sign the error is symmetric (trellis codes need not be)."""
@@ -245,7 +249,8 @@ class _Attempt:
         self.c, self.size, self.plan, self.whole = c, x.size, plan, whole
         self.wide = not 2.0**-100 < step < 2.0**100
         self.step = step if self.wide else float(np.float32(step))
-        self.code = c._code(plan.labels, c._finest())
+        both = bool(c.unbiased and c.context)  # a model is a byte: not all of 48 half octaves times 32 phases
+        self.code = c._code(plan.labels, 2 * both, both)
         self.k = k = kernels.of(x)
         costs = _PLAIN if plan.costs is None else plan.costs
         models = k.level_model_count(self.code)
@@ -271,7 +276,7 @@ class _Attempt:
             moments,
         )
         self.moments = moments.tolist() if measured else None
-        self.bits, self.model_bits, self.context = k.level_bits(self.code, self.counts, whole / x.size)
+        self.bits, self.model_bits, self.sent = k.level_bits(self.code, self.counts, whole / x.size)
 
     def rate(self):
         """Bits a coordinate of the whole."""
@@ -310,13 +315,14 @@ class _Attempt:
         return _Plan(self.plan.labels, True, costs, offsets=offsets)
 
     def payload(self):
-        merged = max(self.context - 1, 0)
-        head = bytes([(1 if self.plan.labels else 0) | (2 if self.wide else 0) | merged << 2])
+        *_, dithered, context, _ = self.sent
+        models = max(context - 1, 0) << 2 | max(dithered - 1, 0) << 5
+        head = bytes([(1 if self.plan.labels else 0) | (2 if self.wide else 0) | models])
         if not self.c.unbiased:
             head += np.array([round(256 * o) for o in self.plan.offsets], np.int8).tobytes()
         head += struct.pack("<d" if self.wide else "<f", self.step)
         return head + self.k.level_encode(
-            self.code, self.context, self.symbol, self.model, self.extra, self.counts, *self.escaped
+            self.code, self.sent, self.symbol, self.model, self.extra, self.counts, *self.escaped
         )
 
 
@@ -472,8 +478,12 @@ class Trellis(_Coded):
     Inf. Theory 38, 1992; csrc/trellis.h). The more states, the smaller the error and the slower the encoder; decoding
     takes the same time.
 
-    Exactly one of `bits` and `nmse`, as in UniformQuantizer. context=True: the models follow the magnitudes just coded,
-    worth much on gradients, nothing on noise. rotate is Rotated(Trellis(...)).
+    Exactly one of `bits` and `nmse`, as in UniformQuantizer. context=True: the probability models follow the magnitudes
+    just coded, worth much on gradients, nothing on noise. `shape` then says that the vector is a matrix, a tuple of sizes
+    or the number of columns (the last row may be incomplete): magnitudes above count as well as those to the left, which
+    is worth most where a gradient is a sum of few outer products, as those of linear layers are. rotate=True: x is
+    rotated first, in blocks of 4096 by the key all workers share (as in Rotated), and its coordinates are nearly
+    Gaussian whatever x is; use it where the law below must hold for any x and the estimate may be biased.
 
     unbiased=True: subtractive dither. Let Q be the nearest path, without regard to bits, and u uniform on [0, 4)^d in
     steps, s a sign, both from the key: C(x) = s step (Q(s x / step + u) - u). The set of paths is unchanged when 4
@@ -484,7 +494,7 @@ class Trellis(_Coded):
     than the rate-distortion function of any x (Zamir, Feder, IEEE Trans. Inf. Theory 38, 1992).
 
     guarantee is "none", so omega and alpha are TypeErrors: the rate decides what is lost. ValueError for a norm
-    below 1e-290 or above 1e290.
+    below 1e-290 or above 1e290, for fewer than 0.25 bits where unbiased, and where x has not the size of `shape`.
 
     >>> import numpy as np, compress
     >>> x = np.random.default_rng(0).standard_normal(2**16).astype(np.float32)

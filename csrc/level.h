@@ -6,7 +6,8 @@
       is the branch taken. An encoder passes w = 2 m + q around, which is j itself without the labels.
    B. With subtractive dither, u known to both sides and uniform on [0, 4) (on [0, 2) with one state), the level nearest
       to x + u is coded as m' = m - wrap, wrap = 0 or 2, near zero where x is. Its distribution depends on where the
-      levels of this parity lie around zero: 16 bins of u - q, a model each. `phase` is 32 times u over its range.
+      levels of this parity lie around zero: bins of u - q, a model each, 32 of them or a power of two fewer. `phase` is 32 times u over its
+      range.
    C. With context every lane follows the mean magnitude of what it coded before (a 16th of it new with each level,
       more at its start), and the model its logarithm in half octaves. To have neighbours close, a lane then owns a run
       of coordinates (level_place) and not every 32nd. With `columns` the vector is a matrix of that many columns: the
@@ -25,7 +26,7 @@
 
 enum {
   LEVEL_CONTEXTS = 48,
-  LEVEL_PHASES = 16,
+  LEVEL_PHASES = 32,
   LEVEL_COLUMNS = 128, /* at most */
   LEVEL_EXACT = 32,
   LEVEL_MOST = 65535,
@@ -36,12 +37,15 @@ enum {
 };
 
 typedef struct {
-  int states, labels, dithered;
-  int context; /* 0, or 1 + log2 of half octaves a model */
-  int columns; /* 0, or the columns of a matrix */
+  int states, labels;
+  int dithered; /* 0, or 1 + log2 of phases a model */
+  int context;  /* 0, or 1 + log2 of half octaves a model */
+  int columns;  /* 0, or the columns of a matrix */
 } LevelCode;
 
-HD int level_models_each(const LevelCode* c) { return c->dithered ? LEVEL_PHASES : c->states > 1 ? 2 : 1; }
+HD int level_models_each(const LevelCode* c) {
+  return c->dithered ? LEVEL_PHASES >> (c->dithered - 1) : c->states > 1 ? 2 : 1;
+}
 HD int level_models(const LevelCode* c) {
   return level_models_each(c) * (c->context ? ((LEVEL_CONTEXTS - 1) >> (c->context - 1)) + 1 : 1);
 }
@@ -49,7 +53,7 @@ HD int level_models(const LevelCode* c) {
 HD i32 level_sign(i32 m) { return (m > 0) - (m < 0); }
 HD i32 level_from(i32 m, u32 q, int labels) { return 2 * m + (q ? labels ? -level_sign(m) : 1 : 0); }
 HD i32 level_wrap(u32 phase, u32 q, int states) { return states > 1 && phase >= 16 + 8 * q ? 2 : 0; }
-HD u32 level_bin(u32 phase, u32 q) { return ((phase - 8 * q) & 31) >> 1; }
+HD u32 level_bin(u32 phase, u32 q) { return (phase - 8 * q) & (LEVEL_PHASES - 1); }
 
 /* Low bits of a magnitude up to LEVEL_MOST, its bucket, and back. */
 HD u32 level_low_bits(u32 m) {
@@ -87,7 +91,7 @@ HD i64 level_place(i64 p, i64 n, int lanes, int context) {
 
 HD u32 level_model(const LevelCode* c, u32 q, u32 phase, u32 octave) {
   return (c->context ? octave >> (c->context - 1) : 0) * (u32)level_models_each(c) +
-         (c->dithered ? level_bin(phase, q) : q);
+         (c->dithered ? level_bin(phase, q) >> (c->dithered - 1) : q);
 }
 
 #endif

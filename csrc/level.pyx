@@ -90,10 +90,10 @@ cdef LevelCode code_of(tuple code) except *:
     """(states, labels, dithered, context, columns)"""
     cdef LevelCode c
     c.states, c.labels, c.dithered, c.context, c.columns = code
-    if c.dithered and 0 < c.context < 3:        # a model is a byte
-        raise ValueError("dithered levels have contexts of four half octaves at least")
-    if not 0 <= c.context <= 7 or not 0 <= c.columns <= <int>LEVEL_COLUMNS:
-        raise ValueError(f"context {c.context}, {c.columns} columns")
+    if not 0 <= c.dithered <= 6 or not 0 <= c.context <= 7 or not 0 <= c.columns <= <int>LEVEL_COLUMNS:
+        raise ValueError(f"{code} is not a code")
+    if level_models(&c) > 256:
+        raise ValueError(f"{code} has {level_models(&c)} models, more than 256")
     return c
 
 
@@ -451,64 +451,76 @@ cdef f64 read_escape(Reader* r, bint* far) noexcept nogil:
     return -v if minus else v
 
 
-# How the models of one code are made coarser: which coarse model a fine one is part of.
-cdef int coarse_model(const LevelCode* fine, int context, int model) noexcept nogil:
-    cdef int each = level_models_each(fine)
-    return (model // each >> (context - fine.context)) * each + model % each
+cdef int coarse_model(const LevelCode* fine, const LevelCode* coarse, int model) noexcept nogil:
+    """Which model of a coarser code a model is part of."""
+    cdef int each = level_models_each(fine), octave = model // each, inner = model % each
+    if fine.context:
+        octave >>= coarse.context - fine.context
+    if fine.dithered:
+        inner >>= coarse.dithered - fine.dithered
+    return octave * level_models_each(coarse) + inner
 
 
-cdef void coarse_counts(const LevelCode* fine, int context, const u32* count, u32* coarse) noexcept nogil:
-    """coarse: room for as many as there are fine ones."""
-    cdef int models = level_models(fine), i, j, to
-    memset(coarse, 0, 1024 * models)
-    for i in range(models):
-        to = coarse_model(fine, context, i)
+cdef void coarse_counts(const LevelCode* fine, const LevelCode* coarse, const u32* count, u32* out) noexcept nogil:
+    cdef int i, j, to
+    memset(out, 0, 1024 * level_models(coarse))
+    for i in range(level_models(fine)):
+        to = coarse_model(fine, coarse, i)
         for j in range(256):
-            coarse[256 * to + j] += count[256 * i + j]
+            out[256 * to + j] += count[256 * i + j]
 
 
 def level_bits(tuple code, counts, f64 scale) -> tuple:
-    """What symbols of these counts cost: their bits with their low bits, the models' bits, and the context for the
-    payload, the best for a vector `scale` times as long."""
+    """What symbols of these counts cost: their bits with their low bits, the models' bits, and the code, with models as
+    coarse as is best for a vector `scale` times as long."""
     cdef View k = view(counts, b"I")
     cdef LevelCode c = code_of(code)
-    cdef LevelCode d = c
-    cdef int context, models = level_models(&c), best = c.context, i
+    cdef LevelCode best = c
+    cdef LevelCode next
+    cdef int models = level_models(&c), i, which
     cdef u32* coarse = <u32*>malloc(1024 * models)
-    cdef f64 bits, least = 0, low = 0
+    cdef f64 bits, least, low = 0
     cdef i64 header, shortest = 0
+    cdef bint better
     need(k, 256 * models, "counts")
     if coarse == NULL:
         raise MemoryError()
     with nogil:
-        for context in range(c.context, 8 if c.context else 1):
-            coarse_counts(&c, context, k.u32s(), coarse)
-            d.context = context
-            bits = symbol_bits(coarse, level_models(&d), &header)
-            if header < 0:
-                break
-            if context > c.context and bits * scale + header >= least * scale + shortest:
-                continue
-            least = bits
-            shortest = header
-            best = context
+        least = symbol_bits(k.u32s(), models, &shortest)
+        for which in range(2):          # contexts first, then phases
+            better = True
+            while better and shortest >= 0:
+                next = best
+                if which == 0:
+                    next.context += 1
+                else:
+                    next.dithered += 1
+                if (not c.context or next.context > 7) if which == 0 else (not c.dithered or next.dithered > 6):
+                    break
+                coarse_counts(&c, &next, k.u32s(), coarse)
+                bits = symbol_bits(coarse, level_models(&next), &header)
+                better = bits * scale + header < least * scale + shortest
+                if better or header < 0:
+                    least = bits
+                    shortest = header
+                    best = next
         for i in range(256 * models):
             if k.u32s()[i] and i % 256 > 1:
                 low += <f64>k.u32s()[i] * level_bucket_bits(i % 256 - 128 if i % 256 > 127 else 128 - i % 256)
     free(coarse)
-    if header < 0:
+    if shortest < 0:
         raise MemoryError()
-    return least + low, shortest, best
+    return least + low, shortest, (code[0], code[1], best.dithered, best.context, code[4])
 
 
-def level_encode(tuple code, int context, symbol, model, extra, counts, bytes escapes, bytes sizes) -> bytearray:
-    """Models, chunks and escapes of what level_encode_symbols made, with models as coarse as `context` says."""
+def level_encode(tuple code, tuple sent, symbol, model, extra, counts, bytes escapes, bytes sizes) -> bytearray:
+    """Models, chunks and escapes of what level_encode_symbols made with `code`, for decoding with the coarser `sent`."""
     cdef View s = view(symbol, b"B")
     cdef View m = view(model, b"B") if model is not None else None
     cdef View e = view(extra, b"H") if extra is not None else None
     cdef View k = view(counts, b"I")
     cdef LevelCode c = code_of(code)
-    cdef LevelCode coarse = code_of((code[0], code[1], code[2], context, code[4]))
+    cdef LevelCode coarse = code_of(sent)
     cdef int models = level_models(&c), i, j, to, head_bytes
     cdef i64 n = s.n, chunks = ceil_div(n, ENTROPY_CHUNK), first, size, at
     cdef u32* count = <u32*>malloc(1024 * models)
@@ -533,13 +545,14 @@ def level_encode(tuple code, int context, symbol, model, extra, counts, bytes es
         need(e, n, "extra")
     if len(sizes) != 4 * chunks:
         raise ValueError(f"{len(sizes)} bytes of sizes for {chunks} chunks")
-    if (context < c.context) or (c.context == 0 and context):
-        raise ValueError(f"context {context} for levels of context {c.context}")
+    if coarse.context < c.context or coarse.dithered < c.dithered or bool(coarse.context) != bool(c.context) or \
+            bool(coarse.dithered) != bool(c.dithered) or (coarse.states > 1) != (c.states > 1):
+        raise ValueError(f"{sent} is not a coarser code than {code}")
     memset(&w, 0, sizeof(w))
     w.failed = table == NULL or words == NULL or count == NULL or fine == NULL
     with nogil:
         if not w.failed:
-            coarse_counts(&c, context, k.u32s(), count)
+            coarse_counts(&c, &coarse, k.u32s(), count)
         for i in range(level_models(&coarse) if not w.failed else 0):
             frequencies(count + 256 * i, f)
             write_model(&w, f)
@@ -551,7 +564,7 @@ def level_encode(tuple code, int context, symbol, model, extra, counts, bytes es
             escaped |= f[0] + f[1] != 0
         write_end(&w)
         for i in range(models if not w.failed else 0):
-            to = coarse_model(&c, context, i)
+            to = coarse_model(&c, &coarse, i)
             memcpy(fine + 256 * i, table + 256 * to, 1024)
         at = w.used
         reserve(&w, 4 * chunks)

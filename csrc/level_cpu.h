@@ -73,7 +73,8 @@ HD void level_symbols_step(const LevelCode* c, const i32* w, const u8* phase, i6
 HD void level_symbols(const LevelCode* code, const i32* w, const u8* phase, i64 n, const int coders,
                       u32 (*above)[ENTROPY_LANES], u8* symbol, u8* model, u16* extra, const int labels,
                       const int dithered, const int context, const int wide) {
-  const LevelCode local = {code->states, labels, dithered, context ? code->context : 0, code->columns}, *c = &local;
+  const LevelCode local = {code->states, labels, dithered ? code->dithered : 0, context ? code->context : 0,
+                           code->columns}, *c = &local;
   const int lanes = context ? coders : ENTROPY_LANES;
   LevelPast past;
   i64 t, p = 0;
@@ -159,10 +160,11 @@ HD void level_symbol16(Level16* l, __m512i* x, __m512i state, __m512i octave, co
   __m512i model;
   l->q = c->states > 1 ? level_parity16(state, trellis_parity_polynomial(c->states)) : zero;
   l->phase = c->dithered ? entropy_bytes(phase) : zero;
-  model = c->dithered ? _mm512_and_si512(
-                            _mm512_srli_epi32(_mm512_sub_epi32(l->phase, _mm512_slli_epi32(l->q, 3)), 1),
-                            _mm512_set1_epi32(15))
-                      : l->q;
+  model = l->q;
+  if (c->dithered)
+    model = _mm512_srl_epi32(_mm512_and_si512(_mm512_sub_epi32(l->phase, _mm512_slli_epi32(l->q, 3)),
+                                              _mm512_set1_epi32(LEVEL_PHASES - 1)),
+                             _mm_cvtsi32_si128(c->dithered - 1));
   if (c->context)
     model = _mm512_add_epi32(
         model, _mm512_mullo_epi32(_mm512_srl_epi32(octave, _mm_cvtsi32_si128(c->context - 1)),
@@ -291,7 +293,7 @@ HD i64 level_take_steps(LevelReader* r, const LevelCode* c, i64 t, i64 steps, co
 HD EntropyFault level_decode(const u8* data, i64 size, u32 words, i64 n, const LevelCode* code, const u32* table,
                              const u8* phase, u32 (*above)[ENTROPY_LANES], i32* level, i64* used, const int states,
                              const int labels, const int dithered, const int context) {
-  const LevelCode local = {states, labels, dithered, context ? code->context : 0, code->columns}, *c = &local;
+  const LevelCode local = {states, labels, dithered ? code->dithered : 0, context ? code->context : 0, code->columns}, *c = &local;
   const int lanes = entropy_lanes(n);
   LevelReader r;
   i64 t = 0;

@@ -14,7 +14,7 @@ KEY = Key(5).worker(2)
 POLYNOMIALS = {4: (0o2, 0o5), 8: (0o4, 0o13), 16: (0o4, 0o23), 32: (0o10, 0o45), 64: (0o24, 0o103), 256: (0o362, 0o515)}
 
 
-def attempt(kernels, x, code, step=0.25, key=7, context=None, scale=1.0, wide=True):
+def attempt(kernels, x, code, step=0.25, key=7, sent=None, scale=1.0, wide=True):
     """Symbols of x / step as the encoder makes them, with plain distance."""
     models = kernels.level_model_count(code)
     costs = np.tile(np.array([1, 0, 0, 0, 0, 0, 1.5, 2], np.float32), 96)
@@ -28,8 +28,7 @@ def attempt(kernels, x, code, step=0.25, key=7, context=None, scale=1.0, wide=Tr
     escapes, data, sizes = kernels.level_encode_symbols(
         x, code, 1 / step, key, costs, 0.6, 0.4, scale, *room.values(), moments
     )
-    context = code[3] if context is None else context
-    return room, escapes, kernels.level_encode(code, context, *room.values(), data, sizes), moments
+    return room, escapes, kernels.level_encode(code, sent or code, *room.values(), data, sizes), moments
 
 
 def decoded(kernels, data, code, n, step=0.25, key=7, dtype=np.float32):
@@ -39,17 +38,17 @@ def decoded(kernels, data, code, n, step=0.25, key=7, dtype=np.float32):
 
 
 CODES = [  # states, labels, dithered, context, columns
-    (1, False, False, 0, 0),
-    (1, False, True, 0, 0),
-    (4, True, False, 0, 0),
-    (8, False, False, 0, 0),
-    (8, False, True, 0, 0),
-    (8, True, False, 1, 0),
-    (16, False, False, 2, 0),
-    (16, True, False, 1, 30),
-    (32, False, True, 3, 7),
-    (64, False, True, 3, 0),
-    (256, False, False, 0, 0),
+    (1, False, 0, 0, 0),
+    (1, False, 1, 0, 0),
+    (4, True, 0, 0, 0),
+    (8, False, 0, 0, 0),
+    (8, False, 2, 0, 0),
+    (8, True, 0, 1, 0),
+    (16, False, 0, 2, 0),
+    (16, True, 0, 1, 30),
+    (32, False, 2, 3, 7),
+    (64, False, 4, 3, 0),
+    (256, False, 0, 0, 0),
 ]
 
 
@@ -99,13 +98,13 @@ def best_path(a, states):
 @pytest.mark.parametrize("states", sorted(POLYNOMIALS))
 def test_the_search_finds_the_best_path(kernels, states):
     x = np.random.default_rng(states).standard_normal(700).astype(np.float32)  # one lane
-    *_, moments = attempt(kernels, x, (states, False, False, 0, 0), step=0.25)
+    *_, moments = attempt(kernels, x, (states, False, 0, 0, 0), step=0.25)
     assert moments[0] == pytest.approx(best_path(x.astype(np.float64) / 0.25, states), rel=1e-5)
 
 
 def test_more_states_are_nearer(kernels):
     x = np.random.default_rng(0).standard_normal(1 << 16).astype(np.float32)
-    errors = [attempt(kernels, x, (s, False, True, 0, 0))[3][0] / x.size for s in (4, 8, 16, 32, 64, 256)]
+    errors = [attempt(kernels, x, (s, False, 1, 0, 0))[3][0] / x.size for s in (4, 8, 16, 32, 64, 256)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 4 / 12 * 0.76  # a quantiser with step 2: 4/12; granular gain 1.19 dB at least
 
@@ -113,14 +112,14 @@ def test_more_states_are_nearer(kernels):
 def test_coder_costs_a_hundredth_of_a_bit(kernels):
     x = np.random.default_rng(1).standard_normal(1 << 20).astype(np.float32)
     for step in (0.5, 0.12):
-        room, _, data, _ = attempt(kernels, x, (1, False, False, 0, 0), step=step)
+        room, _, data, _ = attempt(kernels, x, (1, False, 0, 0, 0), step=step)
         c = room["counts"][room["counts"] > 0].astype(float)
         entropy = -np.sum(c * np.log2(c / c.sum())) / x.size
         assert entropy < 8 * len(data) / x.size < entropy + 0.01
 
 
 def test_one_symbol_takes_no_words(kernels):
-    assert len(attempt(kernels, np.full(1 << 18, 0.5, np.float32), (1, False, False, 0, 0))[2]) < 10
+    assert len(attempt(kernels, np.full(1 << 18, 0.5, np.float32), (1, False, 0, 0, 0))[2]) < 10
 
 
 def test_damaged_bytes_give_an_error_or_a_vector(kernels):
