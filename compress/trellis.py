@@ -73,8 +73,8 @@ class _Coded(Compressor):
         settle(self, names[0], value)
         if self.unbiased and self._states > 1 and names[0] == "rate" and value < 0.25:
             raise ValueError(
-                f"an unbiased trellis takes 0.25 bits at least, got {value}: what its path says of the dither to come is "
-                f"not in the models. Thin a vector first: Composed(RandK({2 * value:.2g}), Trellis(bits=0.5, unbiased=True))"
+                f"an unbiased trellis takes 0.25 bits at least, got {value}: what its path says of the dither to come "
+                f"is not in the models. Composed(RandK({2 * value:.2g}), Trellis(bits=0.5, unbiased=True)) thins x first"
             )
         if not isinstance(self.unbiased, (bool, np.bool_)):
             raise TypeError(f"unbiased must be True or False, got {self.unbiased!r}")
@@ -479,11 +479,11 @@ class Trellis(_Coded):
     takes the same time.
 
     Exactly one of `bits` and `nmse`, as in UniformQuantizer. context=True: the probability models follow the magnitudes
-    just coded, worth much on gradients, nothing on noise. `shape` then says that the vector is a matrix, a tuple of sizes
-    or the number of columns (the last row may be incomplete): magnitudes above count as well as those to the left, which
-    is worth most where a gradient is a sum of few outer products, as those of linear layers are. rotate=True: x is
-    rotated first, in blocks of 4096 by the key all workers share (as in Rotated), and its coordinates are nearly
-    Gaussian whatever x is; use it where the law below must hold for any x and the estimate may be biased.
+    just coded, worth much on gradients, nothing on noise. `shape` then says that the vector is a matrix: a tuple of
+    sizes, or the number of columns (the last row may be incomplete). Magnitudes above count as well as those to the
+    left, which is worth most where a gradient is a sum of few outer products, as those of linear layers are.
+    rotate=True: x is rotated first, in blocks of 4096 by the key all workers share (as in Rotated), and its coordinates
+    are nearly Gaussian whatever x is; for inputs that may be anything, where the estimate may be biased.
 
     unbiased=True: subtractive dither. Let Q be the nearest path, without regard to bits, and u uniform on [0, 4)^d in
     steps, s a sign, both from the key: C(x) = s step (Q(s x / step + u) - u). The set of paths is unchanged when 4
@@ -527,8 +527,9 @@ class Trellis(_Coded):
         if self.context and self.rotate:
             raise ValueError("context=True has nothing to follow in a vector that rotate=True has made noise")
         if self.shape is not None:
-            sizes = self.shape if isinstance(self.shape, (tuple, list)) else (self.shape,)
-            settle(self, "shape", tuple(positive_int(n, "shape") for n in sizes) if sizes is self.shape else sizes[0])
+            several = isinstance(self.shape, (tuple, list))
+            sizes = tuple(positive_int(n, "shape") for n in (self.shape if several else (self.shape,)))
+            settle(self, "shape", sizes if several else sizes[0])
             if not self.context:
                 raise ValueError("shape is what context=True looks at: set both")
             if not sizes or self._width < 2:
@@ -574,7 +575,7 @@ class Trellis(_Coded):
             at += part.size
 
     def _strips(self, x):
-        """Views of x, as a matrix, in the order of coding: strips from top to bottom, the rest of them, the last row."""
+        """Views of x, as a matrix, in the order of coding: strips from top to bottom, what they leave, the last row."""
         rows, across = x.size // self._width, self._width // self._columns
         matrix = x[: rows * self._width].reshape(rows, self._width)
         strips = matrix[:, : across * self._columns].reshape(rows, across, self._columns).transpose(1, 0, 2)
@@ -591,7 +592,14 @@ class Trellis(_Coded):
     def examples(cls):
         if cls is not Trellis:
             return []
-        return [cls(bits=2.0), cls(bits=0.5, states=4), cls(nmse=0.01, context=True), cls(bits=1.0, unbiased=True)]
+        return [
+            cls(bits=2.0),
+            cls(bits=0.5, states=4),
+            cls(nmse=0.01, context=True, shape=100),
+            cls(bits=2.0, rotate=True),
+            cls(bits=1.0, unbiased=True),
+            cls(bits=2.0, context=True, unbiased=True),
+        ]
 
 
 class _TrellisBiased(Trellis, _Biased):

@@ -55,6 +55,10 @@ HD i32 level_from(i32 m, u32 q, int labels) { return 2 * m + (q ? labels ? -leve
 HD i32 level_wrap(u32 phase, u32 q, int states) { return states > 1 && phase >= 16 + 8 * q ? 2 : 0; }
 HD u32 level_bin(u32 phase, u32 q) { return (phase - 8 * q) & (LEVEL_PHASES - 1); }
 
+/* u and its phase from a random word. */
+HD f32 level_dither_of(u32 word, int states) { return (f32)(i32)(word >> 8) * (states > 1 ? 0x1p-22f : 0x1p-23f); }
+HD u32 level_phase(u32 word) { return word >> 27; }
+
 /* Low bits of a magnitude up to LEVEL_MOST, its bucket, and back. */
 HD u32 level_low_bits(u32 m) {
   return (u32)(2 * (m >= 1 << 5) + (m >= 1 << 6) + (m >= 1 << 7) + (m >= 1 << 8) + (m >= 1 << 9) + (m >= 1 << 10) +

@@ -281,10 +281,18 @@ cdef int lanes_of(i64 n, f64 scale) noexcept nogil:
     return ENTROPY_LANES if scale > 1 and n >= 4096 else entropy_lanes(n)
 
 
-cdef i64 settle_escapes(Writer* out, const LevelCode* c, const real* x, i64 n, int lanes, f64 inverse, const u8* keep,
-                        int least, u8* symbol, const u8* model, u16* extra, u32* count) noexcept nogil:
+cdef f64 dither_at(const LevelCode* c, i64 i, u64 key) noexcept nogil:
+    cdef f32 u[128]
+    cdef u8 phase[128]
+    level_dither(<u64>(i // 128 * 128), 128, key, c.states, u, phase)
+    return u[i % 128]
+
+
+cdef i64 settle_escapes(Writer* out, const LevelCode* c, const real* x, i64 first, i64 n, int lanes, f64 inverse,
+                        u64 key, const u8* keep, int least, u8* symbol, const u8* model, u16* extra,
+                        u32* count) noexcept nogil:
     """Writes what is escaped already and what is larger than its model keeps; returns how many they are."""
-    cdef i64 block, p, escapes = 0
+    cdef i64 block, p, at, escapes = 0
     cdef int bucket, bits, m
     cdef i32 size
     cdef f64 v
@@ -295,7 +303,10 @@ cdef i64 settle_escapes(Writer* out, const LevelCode* c, const real* x, i64 n, i
             m = model[p] if model != NULL else 0
             bucket = symbol[p] - 128 if symbol[p] > 127 else 128 - symbol[p]
             if symbol[p] < 2:
-                v = x[level_place(p, n, lanes, c.context)] * inverse
+                at = first + level_place(p, n, lanes, c.context)
+                v = x[at] * inverse
+                if c.dithered:
+                    v += dither_at(c, at, key)
                 write_escape(out, floor(v + 0.5) if fabs(v) < 4503599627370496.0 else v, True)
             elif bucket > keep[m]:
                 bits = level_bucket_bits(bucket)
@@ -317,11 +328,11 @@ def level_encode_symbols(x, tuple code, f64 inverse, u64 key, costs, f32 dead, f
     """Quantises x / step and tells its levels by symbols; `code` is (states, labels, dithered, context, columns).
 
     inverse = 1 / step. costs: float32, 8 numbers a row, a row for each parity (and octave), used where states > 1; dead
-    and rounding where states = 1 and nothing is dithered. x stands for a vector `scale` times as long when it is decided
-    what is rare. Fills symbol (u8), model (u8, or None for one model), extra (u16, or None where magnitudes are below
-    LEVEL_NARROW) and counts (u32, models x 256), and moments (float64, 7, or None): sum of (x / step - j)^2, then for
-    |j| = 1, 2 and more their number and the sum of (x / step - j) sign(j). Returns the number of escapes, their bytes
-    and how many of them are each chunk's.
+    and rounding where states = 1 and nothing is dithered. x stands for a vector `scale` times as long when it is
+    decided what is rare. Fills symbol (u8), model (u8, or None for one model), extra (u16, or None where magnitudes are
+    below LEVEL_NARROW), counts (u32, models x 256), and moments (float64, 7, or None): sum of (x / step - j)^2, then
+    for |j| = 1, 2 and more their number and the sum of (x / step - j) sign(j). Returns the number of escapes, their
+    bytes and how many of them are each chunk's.
     """
     cdef View v = view(x, b"fd")
     cdef View w = view(costs, b"f")
@@ -375,8 +386,8 @@ def level_encode_symbols(x, tuple code, f64 inverse, u64 key, costs, f32 dead, f
             else:
                 quantize_chunk(&c, v.f64s() + first, n, inverse, <const TrellisCost*>w.f32s(), dead, rounding, &room,
                                moment)
-            level_symbols_of(&c, room.level, room.phase, n, room.lanes, room.above, sp + first, mp + first if mp != NULL else NULL,
-                             ep + first if ep != NULL else NULL)
+            level_symbols_of(&c, room.level, room.phase, n, room.lanes, room.above, sp + first,
+                             mp + first if mp != NULL else NULL, ep + first if ep != NULL else NULL)
             count_symbols(sp + first, mp + first if mp != NULL else NULL, n, models, count, other)
         if not failed and models <= 16:
             for p in range(256 * models):
@@ -390,11 +401,13 @@ def level_encode_symbols(x, tuple code, f64 inverse, u64 key, costs, f32 dead, f
             n = min(<i64>ENTROPY_CHUNK, v.n - first)
             start = out.used
             if v.kind == c"f":
-                escapes += settle_escapes(&out, &c, v.f32s() + first, n, lanes_of(n, scale), inverse, keep, least, sp + first,
-                                          mp + first if mp != NULL else NULL, ep + first if ep != NULL else NULL, count)
+                escapes += settle_escapes(&out, &c, v.f32s(), first, n, lanes_of(n, scale), inverse, key, keep, least,
+                                          sp + first, mp + first if mp != NULL else NULL,
+                                          ep + first if ep != NULL else NULL, count)
             else:
-                escapes += settle_escapes(&out, &c, v.f64s() + first, n, lanes_of(n, scale), inverse, keep, least, sp + first,
-                                          mp + first if mp != NULL else NULL, ep + first if ep != NULL else NULL, count)
+                escapes += settle_escapes(&out, &c, v.f64s(), first, n, lanes_of(n, scale), inverse, key, keep, least,
+                                          sp + first, mp + first if mp != NULL else NULL,
+                                          ep + first if ep != NULL else NULL, count)
             write_end(&out)
             sizes[i] = <u32>(out.used - start)
         failed |= out.failed
@@ -514,7 +527,7 @@ def level_bits(tuple code, counts, f64 scale) -> tuple:
 
 
 def level_encode(tuple code, tuple sent, symbol, model, extra, counts, bytes escapes, bytes sizes) -> bytearray:
-    """Models, chunks and escapes of what level_encode_symbols made with `code`, for decoding with the coarser `sent`."""
+    """Models, chunks and escapes of what level_encode_symbols made with `code`, to be decoded with the coarser `sent`."""
     cdef View s = view(symbol, b"B")
     cdef View m = view(model, b"B") if model is not None else None
     cdef View e = view(extra, b"H") if extra is not None else None
@@ -643,7 +656,8 @@ ctypedef struct LevelScale:
     bint add
 
 
-cdef void level_values(const LevelCode* c, const LevelRoom* room, i64 n, const LevelScale* to, real* out) noexcept nogil:
+cdef void level_values(const LevelCode* c, const LevelRoom* room, i64 n, const LevelScale* to,
+                       real* out) noexcept nogil:
     """The numbers at the places of the levels; where one is escaped, 0."""
     cdef int lanes = room.lanes, lane
     cdef i64 p, t
@@ -691,7 +705,9 @@ cdef int patch_escapes(const LevelCode* c, const LevelRoom* room, i64 n, const L
         if not far:
             q = <u32>room.level[p] & 1
             j = level_from(<i32>v + (level_wrap(room.phase[p], q, c.states) if c.dithered else 0), q, c.labels)
-            v = j - room.u[at] if c.dithered else moved_level(j, to.near, to.mid, to.rest)
+            v = j if c.dithered else moved_level(j, to.near, to.mid, to.rest)
+        if c.dithered:
+            v -= room.u[at]
         put_value(out, at, v * to.step, to.add, <real>to.weight)
     return 0
 

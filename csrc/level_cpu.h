@@ -74,7 +74,8 @@ HD void level_symbols(const LevelCode* code, const i32* w, const u8* phase, i64 
                       u32 (*above)[ENTROPY_LANES], u8* symbol, u8* model, u16* extra, const int labels,
                       const int dithered, const int context, const int wide) {
   const LevelCode local = {code->states, labels, dithered ? code->dithered : 0, context ? code->context : 0,
-                           code->columns}, *c = &local;
+                           code->columns},
+                  *c = &local;
   const int lanes = context ? coders : ENTROPY_LANES;
   LevelPast past;
   i64 t, p = 0;
@@ -104,8 +105,8 @@ HD int level_take_step(LevelReader* r, const LevelCode* c, i64 t, const u32* tab
   for (i = 0; i < count; ++i) {
     q[i] = c->states > 1 ? trellis_q(r->state[i], c->states) : 0;
     symbol[i] = entropy_take1(r->reader.x + i,
-                              table + ENTROPY_SLOTS * level_model(c, q[i], c->dithered ? phase[i] : 0,
-                                                                  c->context ? octave[i] : 0),
+                              table + ENTROPY_SLOTS *
+                                          level_model(c, q[i], c->dithered ? phase[i] : 0, c->context ? octave[i] : 0),
                               &r->reader.word) &
                 255;
     bucket[i] = symbol[i] < 2 ? 0 : symbol[i] < 128 ? 128 - symbol[i] : symbol[i] - 128;
@@ -154,21 +155,20 @@ HD __m512i level_mean16(__m512i mean, __m512i magnitude, int gain) {
       mean, _mm512_sra_epi32(_mm512_sub_epi32(_mm512_slli_epi32(magnitude, 10), mean), _mm_cvtsi32_si128(gain)));
 }
 
-HD void level_symbol16(Level16* l, __m512i* x, __m512i state, __m512i octave, const LevelCode* c,
-                       const u32* table, const u8* phase, const u8** word) {
+HD void level_symbol16(Level16* l, __m512i* x, __m512i state, __m512i octave, const LevelCode* c, const u32* table,
+                       const u8* phase, const u8** word) {
   const __m512i zero = _mm512_setzero_si512();
   __m512i model;
   l->q = c->states > 1 ? level_parity16(state, trellis_parity_polynomial(c->states)) : zero;
   l->phase = c->dithered ? entropy_bytes(phase) : zero;
   model = l->q;
   if (c->dithered)
-    model = _mm512_srl_epi32(_mm512_and_si512(_mm512_sub_epi32(l->phase, _mm512_slli_epi32(l->q, 3)),
-                                              _mm512_set1_epi32(LEVEL_PHASES - 1)),
-                             _mm_cvtsi32_si128(c->dithered - 1));
+    model = _mm512_srl_epi32(
+        _mm512_and_si512(_mm512_sub_epi32(l->phase, _mm512_slli_epi32(l->q, 3)), _mm512_set1_epi32(LEVEL_PHASES - 1)),
+        _mm_cvtsi32_si128(c->dithered - 1));
   if (c->context)
-    model = _mm512_add_epi32(
-        model, _mm512_mullo_epi32(_mm512_srl_epi32(octave, _mm_cvtsi32_si128(c->context - 1)),
-                                  _mm512_set1_epi32(level_models_each(c))));
+    model = _mm512_add_epi32(model, _mm512_mullo_epi32(_mm512_srl_epi32(octave, _mm_cvtsi32_si128(c->context - 1)),
+                                                       _mm512_set1_epi32(level_models_each(c))));
   model = _mm512_or_si512(_mm512_slli_epi32(model, ENTROPY_PRECISION),
                           _mm512_and_si512(*x, _mm512_set1_epi32(ENTROPY_SLOTS - 1)));
   l->symbol = _mm512_and_si512(entropy_take16(x, _mm512_i32gather_epi32(model, (const int*)table, 4), word),
@@ -293,7 +293,8 @@ HD i64 level_take_steps(LevelReader* r, const LevelCode* c, i64 t, i64 steps, co
 HD EntropyFault level_decode(const u8* data, i64 size, u32 words, i64 n, const LevelCode* code, const u32* table,
                              const u8* phase, u32 (*above)[ENTROPY_LANES], i32* level, i64* used, const int states,
                              const int labels, const int dithered, const int context) {
-  const LevelCode local = {states, labels, dithered ? code->dithered : 0, context ? code->context : 0, code->columns}, *c = &local;
+  const LevelCode local = {states, labels, dithered ? code->dithered : 0, context ? code->context : 0, code->columns},
+                  *c = &local;
   const int lanes = entropy_lanes(n);
   LevelReader r;
   i64 t = 0;
@@ -314,7 +315,7 @@ HD EntropyFault level_decode(const u8* data, i64 size, u32 words, i64 n, const L
 static void level_symbols_of(const LevelCode* c, const i32* w, const u8* phase, i64 n, int lanes,
                              u32 (*above)[ENTROPY_LANES], u8* symbol, u8* model, u16* extra) {
 #define CALL(labels, dithered, context)                                                                                \
-  if (extra) level_symbols(c, w, phase, n, lanes, above, symbol, model, extra, labels, dithered, context, 1);                 \
+  if (extra) level_symbols(c, w, phase, n, lanes, above, symbol, model, extra, labels, dithered, context, 1);          \
   else level_symbols(c, w, phase, n, lanes, above, symbol, model, 0, labels, dithered, context, 0)
   if (c->dithered && c->context) CALL(0, 1, 1);
   else if (c->dithered) CALL(0, 1, 0);
@@ -326,7 +327,7 @@ static void level_symbols_of(const LevelCode* c, const i32* w, const u8* phase, 
 
 static EntropyFault level_decode_of(const u8* data, i64 size, u32 words, i64 n, const LevelCode* c, const u32* table,
                                     const u8* phase, u32 (*above)[ENTROPY_LANES], i32* level, i64* used) {
-#define CALL(states, labels, dithered, context) \
+#define CALL(states, labels, dithered, context)                                                                        \
   return level_decode(data, size, words, n, c, table, phase, above, level, used, states, labels, dithered, context)
   if (c->context) {
     if (c->dithered) CALL(c->states, 0, 1, 1);
@@ -382,11 +383,8 @@ static void level_dither(u64 first, i64 n, u64 key, int states, f32* u, u8* phas
   int i;
   for (p = 0; p < n; p += 4 * CALLS) {
     philox_calls((first + (u64)p) / 4, STREAM_SUBTRACT, key, word);
-    for (i = 0; i < 4 * CALLS; ++i) {
-      const i32 r = (i32)(word[i] >> 8);
-      u[p + i] = (f32)r * (states > 1 ? 0x1p-22f : 0x1p-23f);
-    }
-    for (i = 0; i < 4 * CALLS; ++i) phase[p + i] = (u8)(word[i] >> 27);
+    for (i = 0; i < 4 * CALLS; ++i) u[p + i] = level_dither_of(word[i], states);
+    for (i = 0; i < 4 * CALLS; ++i) phase[p + i] = (u8)level_phase(word[i]);
   }
 }
 

@@ -135,9 +135,9 @@ HD u32 tie32(u64 e, u64 key) { return random_at(e >> 2, STREAM_TIE, key).w[e & 3
 HD u32 sign_word(u64 e, u64 key) { return random_at(e >> 7, STREAM_SIGNS, key).w[(e >> 5) & 3]; }
 HD u32 sign_bit(u64 e, u64 key) { return sign_word(e, key) >> (e & 31) & 1; }
 
-/* Subtractive dither of coordinate e: 24 bits, 128 coordinates to 32 calls. */
-HD u32 subtract24(u64 e, u64 key) {
-  return random_at((e >> 7) * 32 + (e & 31), STREAM_SUBTRACT, key).w[(e >> 5) & 3] >> 8;
+/* The word behind the subtractive dither of coordinate e: 128 coordinates to 32 calls. */
+HD u32 subtract_word(u64 e, u64 key) {
+  return random_at((e >> 7) * 32 + (e & 31), STREAM_SUBTRACT, key).w[(e >> 5) & 3];
 }
 
 #endif

@@ -35,9 +35,10 @@ HD void trellis_look(const i16 table[64], const u8* octave, f32* value) {
                                                   _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)octave)),
                                                   _mm512_loadu_si512(table + 32));
   const __m512 unit = _mm512_set1_ps(1 / 512.0f);
-  _mm512_storeu_ps(value, _mm512_mul_ps(unit, _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(found)))));
-  _mm512_storeu_ps(
-      value + 16, _mm512_mul_ps(unit, _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(found, 1)))));
+  _mm512_storeu_ps(value,
+                   _mm512_mul_ps(unit, _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(found)))));
+  _mm512_storeu_ps(value + 16,
+                   _mm512_mul_ps(unit, _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(found, 1)))));
 #else
   int l;
   for (l = 0; l < TRELLIS_LANES; ++l) value[l] = (f32)table[octave[l]] * (1 / 512.0f);
@@ -95,7 +96,8 @@ HD int trellis_planes(int states) { return states > 8 ? states / 8 : 1; }
 
 /* Decisions of all states: planes of 8 states, a byte a lane. `costs` receives those of the last step. */
 HD void trellis_forward(const f32* restrict a, const u8* restrict octave, i64 steps, const TrellisCost* cost,
-                        const TrellisTable* table, u8* restrict decision, f32 (*costs)[TRELLIS_LANES], const int states, const int labels) {
+                        const TrellisTable* table, u8* restrict decision, f32 (*costs)[TRELLIS_LANES], const int states,
+                        const int labels) {
   f32 here[TRELLIS_STATES][TRELLIS_LANES], next[TRELLIS_STATES][TRELLIS_LANES], metric[4][TRELLIS_LANES];
   i32 bits[2][TRELLIS_LANES];
   const int half = states / 2, planes = trellis_planes(states);
@@ -170,7 +172,8 @@ HD void trellis_backward(const f32* restrict a, const u8* restrict octave, i64 s
     for (l = 0; l < TRELLIS_LANES; ++l) {
       const u32 n = (u32)state[l], e = (u32)taken[l] >> (n & 7) & 1, from = (2 * n & ((u32)states - 1)) | e;
       const i32 q = (i32)trellis_q(from, states);
-      const i32 bit = (i32)((u32)(n >= (u32)half) ^ parity(from & trellis_branch_polynomial(states) & ((u32)states - 1)));
+      const i32 bit =
+          (i32)((u32)(n >= (u32)half) ^ parity(from & trellis_branch_polynomial(states) & ((u32)states - 1)));
       /* sums of products by 0 and 1 select without a branch, which would keep the loop from vectorising */
       const f32 odd = (f32)q, even = (f32)(1 - q);
       const TrellisCost c0 = octave ? trellis_at(look, l) : first, c1 = octave ? trellis_at(look + 1, l) : second;
@@ -178,7 +181,9 @@ HD void trellis_backward(const f32* restrict a, const u8* restrict octave, i64 s
                              even * c0.zero3 + odd * c1.zero3, even * c0.zero4 + odd * c1.zero4};
       const i32 j = (i32)trellis_level(v[l], odd, (f32)bit, &c, labels);
       state[l] = (i32)from;
-      w[t * TRELLIS_LANES + l] = trellis_far(v[l]) ? LEVEL_ESCAPED + 2 * bit + q : labels ? j + q * (level_sign(j) + 1) : j;
+      w[t * TRELLIS_LANES + l] = trellis_far(v[l]) ? LEVEL_ESCAPED + 2 * bit + q
+                                 : labels          ? j + q * (level_sign(j) + 1)
+                                                   : j;
     }
   }
 }

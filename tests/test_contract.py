@@ -302,8 +302,10 @@ def test_encode_takes_one_vector_of_extra_memory_at_most(C):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
+    # a rotated trellis has its symbols beside the rotated vector;
     # parts of a combination are payloads of their own, and a random index set is as long as its values
-    assert peak <= x.nbytes + 2.5 * message.payload.nbytes + 100_000
+    vectors = 1.5 if getattr(C, "rotate", False) else 1
+    assert peak <= vectors * x.nbytes + 2.5 * message.payload.nbytes + 100_000
 
 
 @each
