@@ -74,7 +74,7 @@ class _Coded(Compressor):
         if self.unbiased and self._states > 1 and names[0] == "rate" and value < 0.25:
             raise ValueError(
                 f"an unbiased trellis takes 0.25 bits at least, got {value}: what its path says of the dither to come "
-                f"is not in the models. Composed(RandK({2 * value:.2g}), Trellis(bits=0.5, unbiased=True)) thins x first"
+                f"is not in the models. Composed(RandK({2 * value:.2g}), Trellis(bits=0.5, unbiased=True)) thins it"
             )
         if not isinstance(self.unbiased, (bool, np.bool_)):
             raise TypeError(f"unbiased must be True or False, got {self.unbiased!r}")
@@ -151,6 +151,10 @@ class _Coded(Compressor):
         dithered = 1 + folded if self.unbiased else 0
         return self._states, bool(labels), dithered, 1 + merged if self.context else 0, self._columns
 
+    def _neighbours(self):
+        """How many coordinates in a row a sample needs to tell how the vector is coded."""
+        return 1024 if self._columns else 128 if self.context else 32
+
     def _sign(self, key):
         """With a random sign the error is symmetric (trellis codes need not be)."""
         return -1.0 if self.unbiased and self._states > 1 and key.fold(_SIGN).word & 1 else 1.0
@@ -208,7 +212,7 @@ class _Search:
 
     def lessons(self, key, size, near, step, plan):
         c, first = self.c, not (self.c.unbiased or plan.taught)
-        part, steps, lessons = _sample(self.x, size, bool(c.context)), _Steps(self), 0
+        part, steps, lessons = _sample(self.x, size, c._neighbours()), _Steps(self), 0
         for turn in range(_STEPS):
             attempt = self.attempt(part, key, step, plan, measured=True)
             miss = attempt.miss(self.rms)
@@ -223,7 +227,7 @@ class _Search:
 
     def taught(self, step):
         """A plan for a step that is given."""
-        part, plan = _sample(self.x, _SAMPLE, bool(self.c.context)), _Plan()
+        part, plan = _sample(self.x, _SAMPLE, self.c._neighbours()), _Plan()
         for _ in range(_LESSONS + 1):
             plan = self.attempt(part, self.key, step, plan, measured=True).learn()
         return plan
@@ -349,11 +353,10 @@ def _short(step):
     return math.ldexp(round(fraction * 65536), exponent - 16)
 
 
-def _sample(x, size, contexts):
-    """Rows of x from all over it: of 32 coordinates, or long runs where neighbours matter."""
+def _sample(x, size, row):
+    """`size` coordinates in rows from all over x."""
     if x.size <= 2 * size:
         return x
-    row = 1024 if contexts else 32
     rows = size // row
     first = (np.arange(rows) * ((x.size - row) / (rows - 1))).astype(np.int64)
     return np.ascontiguousarray(x[first[:, None] + np.arange(row)].ravel())
