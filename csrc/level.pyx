@@ -210,6 +210,10 @@ cdef void quantize_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, 
             room.level[p] = room.level[p // lanes * ENTROPY_LANES + p % lanes]
 
 
+cdef enum:
+    FEW = 32        # models that are counted in four tables
+
+
 cdef void count_symbols(const u8* symbol, const u8* model, i64 n, int models, u32* count, u32* other) noexcept nogil:
     """count[model][symbol]; with few models in four tables, as equal symbols in a row would wait for each other."""
     cdef i64 p
@@ -222,7 +226,7 @@ cdef void count_symbols(const u8* symbol, const u8* model, i64 n, int models, u3
             other[512 + symbol[p + 3]] += 1
         for p in range(n // 4 * 4, n):
             count[symbol[p]] += 1
-    elif models <= 16:
+    elif models <= FEW:
         for p in range(0, n - 3, 4):
             count[256 * model[p] + symbol[p]] += 1
             other[256 * model[p + 1] + symbol[p + 1]] += 1
@@ -365,13 +369,13 @@ def level_encode_symbols(x, tuple code, f64 inverse, u64 key, costs, f32 dead, f
     if o is not None:
         need(o, 7, "moments")
     memset(&out, 0, sizeof(out))
-    other = <u32*>malloc(3 * 16 * 1024)
+    other = <u32*>malloc(3 * 1024 * FEW)
     sizes = <u32*>malloc(4 * (chunks + 1))
     with nogil:
         failed = open_room(&room, &c, v.n, True) != 0 or other == NULL or sizes == NULL
         if not failed:
             memset(count, 0, 1024 * models)
-            memset(other, 0, 3 * 16 * 1024)
+            memset(other, 0, 3 * 1024 * FEW)
             if moment != NULL:
                 memset(moment, 0, 56)
         for i in range(chunks if not failed else 0):
@@ -389,7 +393,7 @@ def level_encode_symbols(x, tuple code, f64 inverse, u64 key, costs, f32 dead, f
             level_symbols_of(&c, room.level, room.phase, n, room.lanes, room.above, sp + first,
                              mp + first if mp != NULL else NULL, ep + first if ep != NULL else NULL)
             count_symbols(sp + first, mp + first if mp != NULL else NULL, n, models, count, other)
-        if not failed and models <= 16:
+        if not failed and models <= FEW:
             for p in range(256 * models):
                 count[p] += other[p] + other[256 * models + p] + other[512 * models + p]
         for i in range(models if not failed else 0):
