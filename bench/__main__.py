@@ -17,17 +17,17 @@ def frontier(args):
 
 
 def chosen(args, backend):
-    """(name, title, x) of every input asked for, each made when its turn comes."""
+    """(name, title, x, columns or None) of every input asked for, each made when its turn comes."""
     import compress
 
     from . import gradients
 
-    def checked(name, title, x):
+    def checked(name, title, x, columns=None):
         x = compress.asarray(x, backend=backend)
         compress.compressor.check_finite(x)
         if not x.any():
             raise ValueError(f"{title}: {x.size} elements, none of them other than zero, so that errors have no scale")
-        return name, title, x
+        return name, title, x, args.columns or columns
 
     if args.distribution:
         x = gradients.synthetic(args.distribution, args.size, args.seed)
@@ -37,12 +37,12 @@ def chosen(args, backend):
             if made.needs and find_spec(made.needs) is None:
                 print(f"input {name} is missing: {made.needs} is not installed")
             else:
-                yield checked(name, made.title, gradients.named(name, args.seed))
+                yield checked(name, made.title, gradients.named(name, args.seed), made.columns)
     elif args.input in gradients.INPUTS:
         made = gradients.INPUTS[args.input]
         if made.needs and find_spec(made.needs) is None:
             raise ValueError(f"--input {args.input} needs {made.needs}: pip install {made.needs}")
-        yield checked(args.input, made.title, gradients.named(args.input, args.seed))
+        yield checked(args.input, made.title, gradients.named(args.input, args.seed), made.columns)
     else:
         path = Path(args.input)
         yield checked(path.stem, path.name, gradients.load(path))
@@ -99,6 +99,7 @@ def parser():
     )
     source.add_argument("--distribution", choices=("normal", "student", "onehot"), help="a synthetic vector")
     f.add_argument("--size", type=int, default=1126410, help="length of the synthetic vector (default %(default)s)")
+    f.add_argument("--columns", type=int, help="of the matrix that the vector is, for Trellis(shape=...)")
     f.add_argument("--trials", type=int, help="independent encodings per compressor (default 20; 2 with --quick)")
     f.add_argument("--quick", action="store_true", help="a few parameters and trials only, within 20 s")
     f.add_argument("--seed", type=int, default=0)

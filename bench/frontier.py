@@ -35,9 +35,9 @@ FRACTIONS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 LEVELS = (1, 2, 3, 7, 15, 31, 63, 127)
 
 
-def sweep():
+def sweep(columns=None):
     """{class name: instances}: one list of parameter values a class; one that is not listed comes with the examples
-    it has in the catalogue, so that a new compressor appears by itself."""
+    it has in the catalogue, so that a new compressor appears by itself. `columns`: of the matrix that the vector is."""
     c = compress
     listed = {
         "Identity": [c.Identity()],
@@ -64,6 +64,7 @@ def sweep():
             *at_rates(c.Trellis),
             *at_rates(c.Trellis, states=32),
             *at_rates(c.Trellis, context=True),
+            *(at_rates(c.Trellis, context=True, shape=columns) if columns else []),
             *at_rates(c.Trellis, 0.25, unbiased=True),
             *at_rates(c.Trellis, 0.25, unbiased=True, context=True),
         ],
@@ -296,15 +297,15 @@ def below(points):
 
 
 def run(inputs, out, seed=0, quick=False, trials=None, peers=False, detail=True):
-    """Measure on every (name, title, x) of `inputs`, print the tables (the long one with `detail`), save
+    """Measure on every (name, title, x, columns) of `inputs`, print the tables (the long one with `detail`), save
     frontier.csv, .json and the figures in `out`."""
     from .plot import distance_figure, frontier_figure
 
     trials = trials or (2 if quick else 20)
-    entries = [c for instances in sweep().values() for c in thinned(instances, quick)]
     rivals, missing = peer_entries(quick) if peers else ([], {})
     screen, results = console(), []
-    for name, title, x in inputs:
+    for name, title, x, columns in inputs:
+        entries = [c for instances in sweep(columns).values() for c in thinned(instances, quick)]
         points, skipped = measure_all(entries, rivals, x, trials, seed, screen)
         points = [replace(p, input=name) for p in points]
         results.append((name, title, x, points, skipped))

@@ -161,19 +161,20 @@ def transformer(seed=0, steps=30, width=128, depth=5, context=128, batch=8):
 class Input(NamedTuple):
     make: Callable  # seed -> vector
     title: str
+    columns: int | None = None  # of most of the matrices in it, one after the other
     needs: str | None = None
 
 
 INPUTS = {
     "normal": Input(lambda seed: synthetic("normal", 2**20, seed), "N(0, 1)"),
     "student": Input(lambda seed: synthetic("student", 2**20, seed), "Student-t, 3 degrees of freedom"),
-    "digits": Input(digits_gradient, f"gradient of a {NETWORK}"),
-    "adamw": Input(digits_adamw, f"pseudo-gradient of 30 AdamW steps, {NETWORK}"),
-    "momentum": Input(digits_momentum, f"momentum buffer after 50 steps, {NETWORK}"),
-    "feedback": Input(digits_feedback, f"error-feedback buffer after 100 rounds of Top-K, {NETWORK}"),
-    "transformer": Input(lambda seed: transformer(seed)[0], "gradient of a small transformer on text", "torch"),
+    "digits": Input(digits_gradient, f"gradient of a {NETWORK}", LAYERS[1]),
+    "adamw": Input(digits_adamw, f"pseudo-gradient of 30 AdamW steps, {NETWORK}", LAYERS[1]),
+    "momentum": Input(digits_momentum, f"momentum buffer after 50 steps, {NETWORK}", LAYERS[1]),
+    "feedback": Input(digits_feedback, f"error-feedback buffer after 100 rounds of Top-K, {NETWORK}", LAYERS[1]),
+    "transformer": Input(lambda seed: transformer(seed)[0], "gradient of a small transformer on text", 128, "torch"),
     "transformer_adamw": Input(
-        lambda seed: transformer(seed)[1], "pseudo-gradient of 30 AdamW steps, small transformer on text", "torch"
+        lambda seed: transformer(seed)[1], "pseudo-gradient of 30 AdamW steps, small transformer on text", 128, "torch"
     ),
 }
 

@@ -211,13 +211,12 @@ def levels(x, states, bits):
     kernels = compress.kernels.of(x)
     code = (states, False, 0, 0, 0)  # without dither or contexts
     models = kernels.level_model_count(code)
-    costs = np.zeros((2, 8), np.float32)
-    costs[:, 0], costs[:, 6], costs[:, 7] = 1, 1.5, 2
+    costs = np.array([1, 0, 0, 0, 0, 1], np.float32)  # of distance alone
     symbols, counts = np.zeros(x.size, np.uint8), np.zeros(256 * models, np.uint32)
     which = np.zeros(x.size, np.uint8) if models > 1 else None
 
     def quantise(inverse):
-        how = code, inverse, 0, costs.ravel(), 0.6, 0.4, 1.0
+        how = code, inverse, 0, costs, 0.6, 0.4, 1.0
         return kernels.level_encode_symbols(x, *how, symbols, which, None, counts, None)
 
     low, high = 0.0, 64.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from .chunk import ChunkTopK
@@ -258,7 +259,9 @@ TABLE = [
 ]
 
 
-def recommend(bits: float, unbiased: bool = False, worst_case: bool = False, speed: float = 0.1) -> Recommendation:
+def recommend(
+    bits: float, unbiased: bool = False, worst_case: bool = False, speed: float = 0.1, shape=None
+) -> Recommendation:
     """The compressor of the smallest error that fits the wishes, and the reason with what was measured.
 
     Smallest in the mean of N(0, 1) and a network's gradient, to a tenth; one choice for vectors of all kinds.
@@ -273,6 +276,8 @@ def recommend(bits: float, unbiased: bool = False, worst_case: bool = False, spe
     speed: GB/s of float32 that encode and decode must each reach; 0 where time is no matter. A number and no word, as
     there is one to compare it with: a link of 1 Gbit/s carries 0.125 GB/s, and a slower coder saves no time there. It
     is measured on one thread of an AVX-512 core, at a million coordinates; with AVX2 count on half of it.
+
+    shape: of the matrix that the vector is, as in Trellis, which has a use for it.
 
     What holds a budget on a vector of your own: `python -m bench --input yours.npy`. To keep an error rather than a
     rate, proven for any input: UniformQuantizer(nmse=0.01, unbiased=True).
@@ -296,7 +301,10 @@ def recommend(bits: float, unbiased: bool = False, worst_case: bool = False, spe
         raise ValueError(f"speed must be GB/s, 0 or more, got {speed:g}")
     wishes = {"unbiased": bool(unbiased), "worst_case": bool(worst_case), "speed": speed}
     if fitting := _fitting(bits, **wishes):
-        return _recommendation(min(fitting, key=lambda row: _constant(row, bits)) if worst_case else fitting[0], bits)
+        found = _recommendation(min(fitting, key=lambda row: _constant(row, bits)) if worst_case else fitting[0], bits)
+        if shape is not None and getattr(found.compressor, "context", False):
+            found = found._replace(compressor=replace(found.compressor, shape=shape))
+        return found
     instead = []
     for wish in ("speed", "worst_case", "unbiased"):
         if wishes[wish] and (others := _fitting(bits, **wishes | {wish: 0})):

@@ -41,7 +41,7 @@ _SIGN = 1
 _TRIAL = 2
 _ROTATION = 4096  # coordinates that a rotation mixes
 _BIT = 0.35  # squared steps that the search may give for a bit; .3 to .46 are within a thousandth
-_PLAIN = np.tile(np.array([1, 0, 0, 0, 0, 0, 1.5, 2], np.float32), 2 * _shapes.LEVEL_OCTAVES)  # distance alone
+_PLAIN = np.tile(np.array([1, 0, 0, 0, 0, 1], np.float32), _shapes.LEVEL_OCTAVES)  # distance alone
 
 
 class _Coded(Compressor):
@@ -284,9 +284,11 @@ class _Attempt:
 
     def rate(self):
         """Bits a coordinate of the whole."""
-        chunks = self.whole / _CHUNK
-        lanes = 32 * max(chunks, 1) if self.whole >= 2**15 else max(1, self.whole / 1024)
-        header = 64 + 32 * math.ceil(chunks) * (2 if self.escapes else 1) + 19.5 * lanes
+        whole, rest = divmod(self.whole, _CHUNK)
+        chunks, lanes = whole + (rest > 0), 32 * whole
+        if rest:
+            lanes += 1 << min(max(rest // 1024, 1).bit_length() - 1, 5)
+        header = 64 + 32 * chunks * (2 if self.escapes else 1) + 19.5 * lanes
         return (self.bits + 8 * len(self.escaped[0])) / self.size + (header + self.model_bits) / self.whole
 
     def error(self, rms):
@@ -314,8 +316,8 @@ class _Attempt:
         if self.c._states == 1:
             dead, rounding = _thresholds(self.counts)
             return _Plan(taught=True, dead=dead, rounding=rounding, offsets=offsets)
-        costs = np.empty(len(self.counts) // 32, np.float32)
-        self.k.level_costs(self.counts, _BIT, bool(self.c.context), bool(self.plan.labels), costs)
+        costs = np.empty(6 * (len(self.counts) // 512), np.float32)
+        self.k.level_costs(self.counts, _BIT, bool(self.plan.labels), costs)
         return _Plan(self.plan.labels, True, costs, offsets=offsets)
 
     def payload(self):

@@ -201,8 +201,8 @@ cdef void quantize_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, 
     else:
         if follow:
             guess_octaves(c, steps, room)
-        trellis_search_of(room.a, room.octave if follow else NULL, steps, cost, room.decision, room.level, c.labels,
-                          c.states)
+        trellis_search_of(room.a, room.octave if follow else NULL, steps, NULL if c.dithered else cost, room.decision,
+                          room.level, c.labels, c.states)
     if moment != NULL:
         level_moments(room.a, room.level, steps, lanes, n, c.labels, moment)
     if lanes < ENTROPY_LANES:
@@ -331,7 +331,7 @@ def level_encode_symbols(x, tuple code, f64 inverse, u64 key, costs, f32 dead, f
                          extra, counts, moments) -> tuple:
     """Quantises x / step and tells its levels by symbols; `code` is (states, labels, dithered, context, columns).
 
-    inverse = 1 / step. costs: float32, 8 numbers a row, a row for each parity (and octave), used where states > 1; dead
+    inverse = 1 / step. costs: float32, a TrellisCost for each octave or one, used where states > 1; dead
     and rounding where states = 1 and nothing is dithered. x stands for a vector `scale` times as long when it is
     decided what is rare. Fills symbol (u8), model (u8, or None for one model), extra (u16, or None where magnitudes are
     below LEVEL_NARROW), counts (u32, models x 256), and moments (float64, 7, or None): sum of (x / step - j)^2, then
@@ -359,7 +359,7 @@ def level_encode_symbols(x, tuple code, f64 inverse, u64 key, costs, f32 dead, f
     cdef u32* sizes
     cdef Writer out
     cdef bint failed
-    need(w, 8 * 2 * (<i64>LEVEL_CONTEXTS if c.context else 1), "costs")
+    need(w, 6 * (<i64>LEVEL_CONTEXTS if c.context else 1), "costs")
     need(s, v.n, "symbol")
     need(k, 256 * models, "counts")
     if m is not None or models > 1:

@@ -13,10 +13,16 @@
       (Schwarz et al., Data Compression Conference 2019) the levels of odd states are 0, +-1, +-3, ...: m = (j + sign j)
       / 2. Zero in every state is worth more than evenly spaced cosets where most of a vector is zero.
    D. The encoder looks for the path of least (a - j)^2 + lambda bits(j). The bits are modelled as
-          bits(0) = base,   bits(j) = rest + slope |j| + curve j^2
-      for each parity (and context): exact for Gaussian and Laplacian vectors, and the best level of a coset is then
-      the nearest to a shrunk a. Tables of the true costs gave the same error to a thousandth.
-   E. A coordinate too large for a symbol is escaped: it costs nothing on any branch (trellis_far). */
+          bits(0) = base[q],   bits(j) = rest[q] + slope |j| + curve j^2
+      for each context: exact for Gaussian and Laplacian vectors. With t = |a|, c = lambda curve and
+          s = (t - lambda slope / 2) / (1 + c)
+      the cost of a level j of the sign of a is (1 + c) (j - s)^2 + lambda rest[q] + what all levels share. So the best
+      level of a coset is the nearest to s, and only s modulo 4 matters but near zero: 0 costs lambda (base - rest)
+      more, -1 four times the shift of s.
+   E. Costs are 16 bits wide, 1/256 of a squared step: 32 of them are a vector of AVX-512. That steers the search as well
+      as float32 to 1e-4 of the error. Sums are only compared, so what all states share is taken off now and then.
+   F. A coordinate too large for a symbol is escaped: whatever path is taken there, it costs nothing.
+   G. With dither a is compared as it is, without regard to bits, modulo 4 in units of 2^-12. */
 #ifndef COMPRESS_TRELLIS_H
 #define COMPRESS_TRELLIS_H
 #include "portable.h"
@@ -36,31 +42,84 @@ HD u32 parity(u32 s) {
 }
 HD u32 trellis_q(u32 s, int states) { return parity(s & trellis_parity_polynomial(states)); }
 HD f32 nearest_f32(f32 x) { return (x + 12582912.0f) - 12582912.0f; }
-HD f32 max_f32(f32 x, f32 y) { return x < y ? y : x; }
 
-/* lambda times the model of design note D; the best level of a coset is the nearest to sign(a) max(scale |a| - shift,
-   0), but 0 and not 3 or 4 where |a| is below zero3 or zero4. */
+/* Design note D for one context: s = scale |a| - shift; then, over 1 + c: what a zero costs more than the other levels of
+   even states; with labels the same of odd states, without what -1 costs more; what odd states cost more;
+   and 1 + c itself, which counts where there are contexts. */
 typedef struct {
-  f32 scale, shift, base, rest, slope, curve, zero3, zero4;
+  f32 scale, shift, zero, other, odd, unit;
 } TrellisCost;
+/* The last four as integers: in units of costs, and 1 + c in 1/8192. */
+typedef struct {
+  i16 zero, other, odd, unit;
+} TrellisTerms;
 
 #define TRELLIS_FAR 1e9f
 HD int trellis_far(f32 a) { return a >= TRELLIS_FAR; }
 
-/* The best level at a with parity q and branch `bit`. Branches on q, bit and labels are on constants. */
-HD f32 trellis_level(f32 a, f32 q, f32 bit, const TrellisCost* c, int labels) {
-  const f32 t = a < 0 ? -a : a, sign = a < 0 ? -1.0f : 1.0f, s = max_f32(t * c->scale - c->shift, 0);
-  if (labels) { /* |j| = 0 4 8, 2 6, 0 3 7, 1 5 */
-    const f32 offset = 2 * bit - q, zero = bit > 0 ? 0 : q > 0 ? c->zero3 : c->zero4, least = bit > 0 ? 2 - q : 4 - q;
-    return t < zero ? 0.0f : sign * max_f32(4 * nearest_f32((s - offset) * 0.25f) + offset, least);
-  } else { /* j = 0 mod 4, 2, 1, -1 */
-    const f32 offset = sign * (q + 2 * bit - 4 * q * bit), j = 4 * nearest_f32((s - offset) * 0.25f) + offset;
-    return sign * (q + bit > 0 ? j : t < c->zero4 ? 0.0f : max_f32(j, 4));
-  }
+enum { TRELLIS_FINE = 12, TRELLIS_ONE = 1 << TRELLIS_FINE };
+
+HD i16 trellis_fixed(f32 x, f32 unit, i32 least, i32 most) {
+  const f32 v = x * unit;
+  return (i16)(v < (f32)least ? least : v > (f32)most ? most : (i32)nearest_f32(v));
 }
-HD f32 trellis_cost(f32 a, f32 j, const TrellisCost* c) {
-  const f32 d = a - j, t = j < 0 ? -j : j;
-  return d * d + (t > 0 ? t * (c->slope + c->curve * t) + c->rest : c->base);
+HD TrellisTerms trellis_terms(const TrellisCost* c) {
+  const TrellisTerms terms = {trellis_fixed(c->zero, 256, -1024, 1024), trellis_fixed(c->other, 256, -1024, 1024),
+                              trellis_fixed(c->odd, 256, -512, 512), trellis_fixed(c->unit, 8192, 8192, 32767)};
+  return terms;
+}
+
+/* s of design note D, or a itself, in 2^-12 steps. */
+HD i32 trellis_position(f32 a, f32 scale, f32 shift, int plain) {
+  const f32 t = a < 0 ? -a : a, s = plain ? a : t * scale - shift, least = s < -1.0f && !plain ? -1.0f : s;
+  return (i32)((least > 262144.0f ? 262144.0f : least) * (f32)TRELLIS_ONE);
+}
+
+HD i16 trellis_square(u16 distance) { return (i16)((u16)((u32)distance * distance >> 16) >> 4); }
+HD i16 least_i16(i16 x, i16 y) { return x < y ? x : y; }
+HD i32 most_i32(i32 x, i32 y) { return x < y ? y : x; }
+
+/* What the best levels of the four cosets cost, [2 q + branch]. fraction: the position modulo 4, in 2^-14; near: the
+   position, at most 7 steps; minus: -1 where a < 0. */
+HD void trellis_metrics(i16 fraction, i16 near, i16 minus, TrellisTerms c, int labels, int plain, int contexts,
+                        i16 metric[4]) {
+  i16 turned = (i16)(fraction - 16384);
+  const u16 e0 = (u16)(fraction < 0 ? -fraction : fraction), e1 = (u16)(turned < 0 ? -turned : turned);
+  const u16 e2 = (u16)(32768 - (!plain && near < 0 ? fraction : (i16)e0)), e3 = (u16)(32768 - e1);
+  i16 m0 = trellis_square(e0), m1 = trellis_square(e1), m2 = trellis_square(e2), m3 = trellis_square(e3);
+  if (!plain) {
+    const i16 square = (i16)((i32)near * near >> 16), after = (i16)(near + TRELLIS_ONE);
+    const i16 rest = (i16)((labels ? square : (i16)((i32)after * after >> 16)) + c.other);
+    const i16 zero = (i16)(square + c.zero);
+    m0 = near < 2 * TRELLIS_ONE ? zero : least_i16(m0, zero);
+    m3 = near < TRELLIS_ONE ? rest : labels ? least_i16(m3, rest) : m3;
+    m1 = (i16)(m1 + c.odd);
+    m3 = (i16)(m3 + c.odd);
+    if (contexts) {
+      m0 = (i16)((i32)(i16)(m0 << 3) * c.unit >> 16);
+      m1 = (i16)((i32)(i16)(m1 << 3) * c.unit >> 16);
+      m2 = (i16)((i32)(i16)(m2 << 3) * c.unit >> 16);
+      m3 = (i16)((i32)(i16)(m3 << 3) * c.unit >> 16);
+    }
+    turned = (i16)((m1 ^ m3) & (labels ? -1 : minus)); /* where the coset of 1 is that of branch 1 */
+    m1 = (i16)(m1 ^ turned);
+    m3 = (i16)(m3 ^ turned);
+  }
+  metric[0] = m0;
+  metric[1] = m2;
+  metric[2] = m1;
+  metric[3] = m3;
+}
+
+/* The level that such a cost is of; minus: 1 where a < 0. No branches: those would keep the loop from vectorising. */
+HD i32 trellis_level(i32 position, i32 minus, i32 q, i32 bit, TrellisTerms c, int labels, int plain) {
+  const i32 s = plain || position > 0 ? position : 0, turned = plain ? 0 : labels ? q : q & minus;
+  const i32 coset = q + 2 * (bit ^ turned), after = s - (coset << TRELLIS_FINE) + 2 * TRELLIS_ONE;
+  const i32 j = (after >> (TRELLIS_FINE + 2)) * 4 + coset;
+  const i32 four = 2 * (TRELLIS_ONE - c.zero), three = 3 * TRELLIS_ONE / 2 - (c.other * 683 >> 8);
+  const i32 zero = coset == 0 ? most_i32(four, 2 * TRELLIS_ONE) : labels && coset == 3 ? most_i32(three, TRELLIS_ONE) : 0;
+  const i32 size = s < zero ? 0 : j;
+  return plain ? j : (size ^ -minus) + minus;
 }
 
 /* The state after s when a level with this bit 1 is taken. */

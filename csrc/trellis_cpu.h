@@ -1,6 +1,5 @@
 /* The search for the best path (Viterbi), 32 lanes at a time: one path a lane, cost by cost in plain loops over the
-   lanes that every instruction set vectorises. Decisions are stored as bits, and the levels are computed again on the
-   way back: cheaper than storing them. */
+   lanes that every instruction set vectorises. Decisions are stored as bits, positions where levels will be. */
 #ifndef COMPRESS_TRELLIS_CPU_H
 #define COMPRESS_TRELLIS_CPU_H
 #include <string.h>
@@ -10,80 +9,80 @@
 
 enum { TRELLIS_LANES = ENTROPY_LANES, TRELLIS_STATES = 256 };
 
-/* Costs that depend on the octave: [number][2 octave's table of 64], in 1/512, so that a vector looks all lanes up at
-   once. They only steer the search: rounding them costs nothing that can be measured. */
+/* Costs that depend on the octave, so that a vector looks all lanes up at once: scale in 1/16384, shift in 1/4096, terms. */
 typedef struct {
-  i16 of[2][8][64];
+  i16 of[6][64];
 } TrellisTable;
-typedef struct {
-  f32 of[8][TRELLIS_LANES];
-} TrellisCosts;
 
 static void trellis_tabulate(const TrellisCost* cost, TrellisTable* table) {
-  int o, q, k;
+  int o;
   memset(table, 0, sizeof *table);
-  for (o = 0; o < LEVEL_CONTEXTS; ++o)
-    for (q = 0; q < 2; ++q)
-      for (k = 0; k < 8; ++k) {
-        const f32 v = nearest_f32(((const f32*)(cost + 2 * o + q))[k] * 512);
-        table->of[q][k][o] = (i16)(v > 32767 ? 32767 : v < -32767 ? -32767 : v);
-      }
+  for (o = 0; o < LEVEL_CONTEXTS; ++o) {
+    const TrellisTerms terms = trellis_terms(cost + o);
+    table->of[0][o] = trellis_fixed(cost[o].scale, 16384, 0, 32767);
+    table->of[1][o] = trellis_fixed(cost[o].shift, 4096, 0, 32767);
+    table->of[2][o] = terms.zero;
+    table->of[3][o] = terms.other;
+    table->of[4][o] = terms.odd;
+    table->of[5][o] = terms.unit;
+  }
 }
-HD void trellis_look(const i16 table[64], const u8* octave, f32* value) {
+HD void trellis_look(const i16 table[64], const u8* octave, i16* value) {
 #ifdef ENTROPY_VECTOR
-  const __m512i found = _mm512_permutex2var_epi16(_mm512_loadu_si512(table),
-                                                  _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)octave)),
-                                                  _mm512_loadu_si512(table + 32));
-  const __m512 unit = _mm512_set1_ps(1 / 512.0f);
-  _mm512_storeu_ps(value,
-                   _mm512_mul_ps(unit, _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(found)))));
-  _mm512_storeu_ps(value + 16,
-                   _mm512_mul_ps(unit, _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(found, 1)))));
+  _mm512_storeu_si512(value,
+                      _mm512_permutex2var_epi16(_mm512_loadu_si512(table),
+                                                _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)octave)),
+                                                _mm512_loadu_si512(table + 32)));
 #else
   int l;
-  for (l = 0; l < TRELLIS_LANES; ++l) value[l] = (f32)table[octave[l]] * (1 / 512.0f);
+  for (l = 0; l < TRELLIS_LANES; ++l) value[l] = table[octave[l]];
 #endif
 }
-HD void trellis_look_up(const TrellisTable* table, int q, const u8* octave, TrellisCosts* costs) {
-  int k;
-#pragma GCC unroll 8
-  for (k = 0; k < 8; ++k) trellis_look(table->of[q][k], octave, costs->of[k]);
-}
-HD TrellisCost trellis_at(const TrellisCosts* c, int l) {
-  const TrellisCost cost = {c->of[0][l], c->of[1][l], c->of[2][l], c->of[3][l],
-                            c->of[4][l], c->of[5][l], c->of[6][l], c->of[7][l]};
-  return cost;
-}
 
-/* Costs of the four cosets, [2 q + branch], at one place of every lane. `octave` chooses the costs, or is NULL. */
-HD void trellis_metrics(const f32* restrict a, const u8* restrict octave, f32 metric[4][TRELLIS_LANES],
-                        const TrellisCost* cost, const TrellisTable* table, const int labels) {
-  TrellisCosts look;
-  int q, l;
-#pragma GCC unroll 2
-  for (q = 0; q < 2; ++q) {
-    const TrellisCost same = cost[q];
-    if (octave) trellis_look_up(table, q, octave, &look);
-    for (l = 0; l < TRELLIS_LANES; ++l) {
-      const f32 v = a[l], keep = trellis_far(v) ? 0.0f : 1.0f;
-      const TrellisCost c = octave ? trellis_at(&look, l) : same;
-      metric[2 * q][l] = keep * trellis_cost(v, trellis_level(v, (f32)q, 0, &c, labels), &c);
-      metric[2 * q + 1][l] = keep * trellis_cost(v, trellis_level(v, (f32)q, 1, &c, labels), &c);
-    }
+/* Costs of the four cosets, [2 q + branch], at one place of every lane, and positions. `octave` chooses the costs, or
+   is NULL. */
+HD void trellis_metrics_of(const f32* restrict a, const u8* restrict octave, i16 metric[4][TRELLIS_LANES],
+                           i32* restrict position, const TrellisCost* cost, const TrellisTable* table, const int labels,
+                           const int plain) {
+  i16 fraction[TRELLIS_LANES], near[TRELLIS_LANES], minus[TRELLIS_LANES], look[6][TRELLIS_LANES];
+  const TrellisTerms same = trellis_terms(cost);
+  const f32 scale = cost->scale, shift = cost->shift;
+  int l, k;
+  if (octave)
+#pragma GCC unroll 6
+    for (k = 0; k < 6; ++k) trellis_look(table->of[k], octave, look[k]);
+  for (l = 0; l < TRELLIS_LANES; ++l)
+    position[l] = trellis_position(a[l], octave ? look[0][l] * (1 / 16384.0f) : scale,
+                                   octave ? look[1][l] * (1 / 4096.0f) : shift, plain);
+  for (l = 0; l < TRELLIS_LANES; ++l) fraction[l] = (i16)(u16)((u32)position[l] << 2);
+  if (!plain) {
+    for (l = 0; l < TRELLIS_LANES; ++l) near[l] = (i16)(position[l] < 7 * TRELLIS_ONE ? position[l] : 7 * TRELLIS_ONE - 1);
+    for (l = 0; l < TRELLIS_LANES; ++l) minus[l] = (i16)(a[l] < 0 ? -1 : 0);
+  }
+  for (l = 0; l < TRELLIS_LANES; ++l) {
+    const TrellisTerms own = {look[2][l], look[3][l], look[4][l], look[5][l]};
+    i16 m[4];
+    trellis_metrics(fraction[l], plain ? 0 : near[l], plain ? 0 : minus[l], octave ? own : same, labels, plain,
+                    octave != 0, m);
+    metric[0][l] = m[0];
+    metric[1][l] = m[1];
+    metric[2][l] = m[2];
+    metric[3][l] = m[3];
   }
 }
 
 /* From states 2 k and 2 k + 1 to k and k + states / 2: [from][to] metrics, and one bit a decision. */
-HD void trellis_butterfly(const f32* restrict c0, const f32* restrict c1, const f32* restrict m00,
-                          const f32* restrict m10, const f32* restrict m01, const f32* restrict m11, f32* restrict n0,
-                          f32* restrict n1, i32* restrict d0, i32* restrict d1, const i32 bit0, const i32 bit1) {
+HD void trellis_butterfly(const i16* restrict c0, const i16* restrict c1, const i16* restrict m00,
+                          const i16* restrict m10, const i16* restrict m01, const i16* restrict m11, i16* restrict n0,
+                          i16* restrict n1, i16* restrict d0, i16* restrict d1, const i16 bit0, const i16 bit1) {
   int l;
   for (l = 0; l < TRELLIS_LANES; ++l) {
-    const f32 u0 = c0[l] + m00[l], w0 = c1[l] + m10[l], u1 = c0[l] + m01[l], w1 = c1[l] + m11[l];
-    n0[l] = w0 < u0 ? w0 : u0;
-    n1[l] = w1 < u1 ? w1 : u1;
-    d0[l] |= w0 < u0 ? bit0 : 0;
-    d1[l] |= w1 < u1 ? bit1 : 0;
+    const i16 u0 = (i16)(c0[l] + m00[l]), w0 = (i16)(c1[l] + m10[l]);
+    const i16 u1 = (i16)(c0[l] + m01[l]), w1 = (i16)(c1[l] + m11[l]);
+    n0[l] = least_i16(u0, w0);
+    n1[l] = least_i16(u1, w1);
+    d0[l] = (i16)(d0[l] | (w0 < u0 ? bit0 : 0));
+    d1[l] = (i16)(d1[l] | (w1 < u1 ? bit1 : 0));
   }
 }
 
@@ -96,22 +95,23 @@ HD int trellis_planes(int states) { return states > 8 ? states / 8 : 1; }
 
 /* Decisions of all states: planes of 8 states, a byte a lane. `costs` receives those of the last step. */
 HD void trellis_forward(const f32* restrict a, const u8* restrict octave, i64 steps, const TrellisCost* cost,
-                        const TrellisTable* table, u8* restrict decision, f32 (*costs)[TRELLIS_LANES], const int states,
-                        const int labels) {
-  f32 here[TRELLIS_STATES][TRELLIS_LANES], next[TRELLIS_STATES][TRELLIS_LANES], metric[4][TRELLIS_LANES];
-  i32 bits[2][TRELLIS_LANES];
+                        const TrellisTable* table, u8* restrict decision, i32* restrict position,
+                        i16 (*costs)[TRELLIS_LANES], const int states, const int labels, const int plain) {
+  i16 here[TRELLIS_STATES][TRELLIS_LANES], next[TRELLIS_STATES][TRELLIS_LANES], metric[4][TRELLIS_LANES];
+  i16 bits[2][TRELLIS_LANES];
   const int half = states / 2, planes = trellis_planes(states);
   u8 index[2][TRELLIS_STATES];
   i64 t;
   int l, s, k, j;
   for (s = 0; s < states; ++s) {
     for (j = 0; j < 2; ++j) index[j][s] = (u8)trellis_metric((u32)s, (u32)j, states);
-    for (l = 0; l < TRELLIS_LANES; ++l) here[s][l] = s ? 1e6f : 0;
+    for (l = 0; l < TRELLIS_LANES; ++l) here[s][l] = s ? 14000 : 0; /* more than any detour of 8 steps */
   }
   for (t = 0; t < steps; ++t) {
     u8* d = decision + t * planes * TRELLIS_LANES;
-    f32(*from)[TRELLIS_LANES] = t & 1 ? next : here, (*to)[TRELLIS_LANES] = t & 1 ? here : next;
-    trellis_metrics(a + t * TRELLIS_LANES, octave ? octave + t * TRELLIS_LANES : 0, metric, cost, table, labels);
+    i16(*from)[TRELLIS_LANES] = t & 1 ? next : here, (*to)[TRELLIS_LANES] = t & 1 ? here : next;
+    trellis_metrics_of(a + t * TRELLIS_LANES, octave ? octave + t * TRELLIS_LANES : 0, metric,
+                       position + t * TRELLIS_LANES, cost, table, labels, plain);
     if (states <= 8) { /* few enough for the indices to be constants */
       memset(bits, 0, sizeof bits);
 #pragma GCC unroll 4
@@ -135,22 +135,21 @@ HD void trellis_forward(const f32* restrict a, const u8* restrict octave, i64 st
         for (l = 0; l < TRELLIS_LANES; ++l) d[(k + half) / 8 * TRELLIS_LANES + l] = (u8)bits[1][l];
       }
     }
-    if (t % 64 == 63) /* differences are all that matters: keep them small */
+    if (t % 4 == 3) /* differences are all that matters: keep them small */
       for (s = states - 1; s >= 0; --s)
-        for (l = 0; l < TRELLIS_LANES; ++l) to[s][l] -= to[0][l];
+        for (l = 0; l < TRELLIS_LANES; ++l) to[s][l] = (i16)(to[s][l] - to[0][l]);
   }
-  memcpy(costs, steps & 1 ? next : here, sizeof(f32) * TRELLIS_LANES * (size_t)states);
+  memcpy(costs, steps & 1 ? next : here, sizeof(i16) * TRELLIS_LANES * (size_t)states);
 }
 
-/* The best path of every lane as w (level.h, A): LEVEL_ESCAPED + 2 branch + q where a is far. */
+/* The best path of every lane as w (level.h, A), in place of positions: LEVEL_ESCAPED + 2 branch + q where a is far. */
 HD void trellis_backward(const f32* restrict a, const u8* restrict octave, i64 steps, const TrellisCost* cost,
-                         const TrellisTable* table, const u8* restrict decision, f32 (*costs)[TRELLIS_LANES],
-                         i32* restrict w, const int states, const int labels) {
+                         const TrellisTable* table, const u8* restrict decision, i16 (*costs)[TRELLIS_LANES],
+                         i32* restrict w, const int states, const int labels, const int plain) {
   const int half = states / 2, planes = trellis_planes(states);
-  const TrellisCost first = cost[0], second = cost[1];
+  const TrellisTerms same = trellis_terms(cost);
   i32 state[TRELLIS_LANES] = {0};
-  f32 best[TRELLIS_LANES];
-  TrellisCosts look[2];
+  i16 best[TRELLIS_LANES], look[2][TRELLIS_LANES];
   i64 t;
   int l, s;
   memcpy(best, costs[0], sizeof best);
@@ -162,48 +161,46 @@ HD void trellis_backward(const f32* restrict a, const u8* restrict octave, i64 s
   for (t = steps - 1; t >= 0; --t) {
     const u8* d = decision + t * planes * TRELLIS_LANES;
     const f32* restrict v = a + t * TRELLIS_LANES;
+    i32* restrict out = w + t * TRELLIS_LANES;
     i32 taken[TRELLIS_LANES];
     if (states <= 8)
       for (l = 0; l < TRELLIS_LANES; ++l) taken[l] = d[l];
     else
       for (l = 0; l < TRELLIS_LANES; ++l) taken[l] = d[(state[l] >> 3) * TRELLIS_LANES + l];
     if (octave)
-      for (s = 0; s < 2; ++s) trellis_look_up(table, s, octave + t * TRELLIS_LANES, look + s);
+      for (s = 0; s < 2; ++s) trellis_look(table->of[2 + s], octave + t * TRELLIS_LANES, look[s]);
     for (l = 0; l < TRELLIS_LANES; ++l) {
       const u32 n = (u32)state[l], e = (u32)taken[l] >> (n & 7) & 1, from = (2 * n & ((u32)states - 1)) | e;
       const i32 q = (i32)trellis_q(from, states);
       const i32 bit =
           (i32)((u32)(n >= (u32)half) ^ parity(from & trellis_branch_polynomial(states) & ((u32)states - 1)));
-      /* sums of products by 0 and 1 select without a branch, which would keep the loop from vectorising */
-      const f32 odd = (f32)q, even = (f32)(1 - q);
-      const TrellisCost c0 = octave ? trellis_at(look, l) : first, c1 = octave ? trellis_at(look + 1, l) : second;
-      const TrellisCost c = {even * c0.scale + odd * c1.scale, even * c0.shift + odd * c1.shift, 0, 0, 0, 0,
-                             even * c0.zero3 + odd * c1.zero3, even * c0.zero4 + odd * c1.zero4};
-      const i32 j = (i32)trellis_level(v[l], odd, (f32)bit, &c, labels);
+      const TrellisTerms own = {look[0][l], look[1][l], 0, 0};
+      const i32 j = trellis_level(out[l], v[l] < 0 ? 1 : 0, q, bit, octave ? own : same, labels, plain);
       state[l] = (i32)from;
-      w[t * TRELLIS_LANES + l] = trellis_far(v[l]) ? LEVEL_ESCAPED + 2 * bit + q
-                                 : labels          ? j + q * (level_sign(j) + 1)
-                                                   : j;
+      out[l] = trellis_far(v[l]) ? LEVEL_ESCAPED + 2 * bit + q : labels ? j + q * (level_sign(j) + 1) : j;
     }
   }
 }
 
+static const TrellisCost trellis_nearest = {1, 0, 0, 0, 0, 1};
+
 HD void trellis_search(const f32* a, const u8* octave, i64 steps, const TrellisCost* cost, u8* decision, i32* w,
-                       const int states, const int labels) {
-  f32 costs[TRELLIS_STATES][TRELLIS_LANES];
+                       const int states, const int labels, const int plain) {
+  i16 costs[TRELLIS_STATES][TRELLIS_LANES];
   TrellisTable table;
   if (octave) trellis_tabulate(cost, &table);
-  trellis_forward(a, octave, steps, cost, &table, decision, costs, states, labels);
-  trellis_backward(a, octave, steps, cost, &table, decision, costs, w, states, labels);
+  trellis_forward(a, octave, steps, cost, &table, decision, w, costs, states, labels, plain);
+  trellis_backward(a, octave, steps, cost, &table, decision, costs, w, states, labels, plain);
 }
 
 #define TRELLIS_INSTANCE(S)                                                                                            \
   static void trellis_search_##S(const f32* a, const u8* octave, i64 steps, const TrellisCost* cost, u8* decision,     \
                                  i32* w, int labels) {                                                                 \
-    if (octave && labels) trellis_search(a, octave, steps, cost, decision, w, S, 1);                                   \
-    else if (octave) trellis_search(a, octave, steps, cost, decision, w, S, 0);                                        \
-    else if (labels) trellis_search(a, 0, steps, cost, decision, w, S, 1);                                             \
-    else trellis_search(a, 0, steps, cost, decision, w, S, 0);                                                         \
+    if (!cost) trellis_search(a, 0, steps, &trellis_nearest, decision, w, S, 0, 1);                                    \
+    else if (octave && labels) trellis_search(a, octave, steps, cost, decision, w, S, 1, 0);                           \
+    else if (octave) trellis_search(a, octave, steps, cost, decision, w, S, 0, 0);                                     \
+    else if (labels) trellis_search(a, 0, steps, cost, decision, w, S, 1, 0);                                          \
+    else trellis_search(a, 0, steps, cost, decision, w, S, 0, 0);                                                      \
   }
 TRELLIS_INSTANCE(4)
 TRELLIS_INSTANCE(8)
@@ -213,7 +210,7 @@ TRELLIS_INSTANCE(64)
 TRELLIS_INSTANCE(256)
 #undef TRELLIS_INSTANCE
 
-/* The best paths through `steps` places of 32 lanes; `decision` has steps * 32 * trellis_planes(states) bytes. */
+/* The best paths through `steps` places of 32 lanes, without a cost the nearest; `decision` has steps * 32 * trellis_planes(states) bytes. */
 static void trellis_search_of(const f32* a, const u8* octave, i64 steps, const TrellisCost* cost, u8* decision, i32* w,
                               int labels, int states) {
   switch (states) {
