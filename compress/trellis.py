@@ -345,8 +345,11 @@ def _thresholds(counts):
     below, above = c[98:128][::-1], c[97:127][::-1]
     here, after = float(ups.sum() + below.sum()), float(downs.sum() + above.sum())
     slope = math.log2(here / after) if after > 0 else 4.0  # geometric tails: the same ratio at every level
+    shift = min(weight / 2 * slope, 0.3)
+    if shift < 0.06:  # levels from 3 on are moved alike, which then costs as much as it gains
+        shift = 0.0
     # logarithms differ between machines in the last bit: what follows from them is rounded, and bytes do not
-    return round(dead * 4096) / 4096, round((0.5 - min(weight / 2 * slope, 0.3)) * 4096) / 4096
+    return round(dead * 4096) / 4096, round((0.5 - shift) * 4096) / 4096
 
 
 def _short(step):

@@ -21,7 +21,8 @@
       f = 2^(12 - b). b = 0 changes nothing in x, so lanes may differ in b.
    F. A model is its frequencies, written in the order of entropy_order and each in as many bits as what is left of 4096
       needs, until nothing is left.
-   G. Division: x < 2^20 f, so x / f in float32 is off by less than one and is put right by the remainder.
+   G. Division: x < 2^20 f, so x / f in float32, or x times an inverse that is good to 2^-22, is off by less than one
+      and is put right by the remainder.
    H. Which model a symbol has may depend on anything that the decoder knows by then. The tables of model m start at
       256 m (encoder, one entry a symbol) and 4096 m (decoder, one a slot).
 

@@ -30,6 +30,7 @@ cdef extern from "level_cpu.h" nogil:
     void level_symbols_of(const LevelCode*, const i32*, const u8*, i64, int, u32 (*)[32], u8*, u8*, u16*)
     EntropyFault level_decode_of(const u8*, i64, u32, i64, const LevelCode*, const u32*, const u8*, u32 (*)[32], i32*,
                                  i64*)
+    int level_count_few(const u8*, const u8*, i64, int, u32*)
     void level_moments(const f32*, const i32*, i64, int, i64, int, f64*)
     void level_dither(u64, i64, u64, int, f32*, u8*)
 
@@ -212,12 +213,16 @@ cdef void quantize_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, 
 
 cdef enum:
     FEW = 32        # models that are counted in four tables
+    SPAN = 4096     # coordinates in the nearest cache; a multiple of what level_moments adds at once
 
 
 cdef void count_symbols(const u8* symbol, const u8* model, i64 n, int models, u32* count, u32* other) noexcept nogil:
-    """count[model][symbol]; with few models in four tables, as equal symbols in a row would wait for each other."""
+    """count[model][symbol] += their numbers; with few models in four tables, as equal symbols in a row would wait for
+    each other."""
     cdef i64 p
     cdef int size = 256 * models
+    if level_count_few(symbol, model, n, models, count):
+        return
     if models == 1:
         for p in range(0, n - 3, 4):
             count[symbol[p]] += 1
@@ -348,7 +353,8 @@ def level_encode_symbols(x, tuple code, f64 inverse, u64 key, costs, f32 dead, f
     cdef LevelCode c = code_of(code)
     cdef int models = level_models(&c), least = LEVEL_BUCKETS
     cdef LevelRoom room
-    cdef i64 chunks = ceil_div(v.n, ENTROPY_CHUNK), first, n, escapes = 0, start, i, p
+    cdef i64 chunks = ceil_div(v.n, ENTROPY_CHUNK), first, n, escapes = 0, start, i, p, at, span, size
+    cdef const TrellisCost* cost = <const TrellisCost*>w.f32s()
     cdef u8* sp = s.u8s()
     cdef u8* mp = m.u8s() if m is not None else NULL
     cdef u16* ep = <u16*>e.buffer.buf if e is not None else NULL
@@ -382,17 +388,21 @@ def level_encode_symbols(x, tuple code, f64 inverse, u64 key, costs, f32 dead, f
             first = i * ENTROPY_CHUNK
             n = min(<i64>ENTROPY_CHUNK, v.n - first)
             room.lanes = lanes_of(n, scale)
-            if c.dithered:
-                draw_dither(&c, &room, first, n, key)
-            if v.kind == c"f":
-                quantize_chunk(&c, v.f32s() + first, n, inverse, <const TrellisCost*>w.f32s(), dead, rounding, &room,
-                               moment)
-            else:
-                quantize_chunk(&c, v.f64s() + first, n, inverse, <const TrellisCost*>w.f32s(), dead, rounding, &room,
-                               moment)
-            level_symbols_of(&c, room.level, room.phase, n, room.lanes, room.above, sp + first,
-                             mp + first if mp != NULL else NULL, ep + first if ep != NULL else NULL)
-            count_symbols(sp + first, mp + first if mp != NULL else NULL, n, models, count, other)
+            # where nothing follows from what was before, a piece at a time stays in the nearest cache
+            span = n if c.states > 1 or c.context or room.lanes < ENTROPY_LANES else SPAN
+            at = first
+            while at < first + n:
+                size = min(span, first + n - at)
+                if c.dithered:
+                    draw_dither(&c, &room, at, size, key)
+                if v.kind == c"f":
+                    quantize_chunk(&c, v.f32s() + at, size, inverse, cost, dead, rounding, &room, moment)
+                else:
+                    quantize_chunk(&c, v.f64s() + at, size, inverse, cost, dead, rounding, &room, moment)
+                level_symbols_of(&c, room.level, room.phase, size, room.lanes, room.above, sp + at,
+                                 mp + at if mp != NULL else NULL, ep + at if ep != NULL else NULL)
+                count_symbols(sp + at, mp + at if mp != NULL else NULL, size, models, count, other)
+                at += size
         if not failed and models <= FEW:
             for p in range(256 * models):
                 count[p] += other[p] + other[256 * models + p] + other[512 * models + p]

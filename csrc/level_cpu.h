@@ -344,6 +344,47 @@ static EntropyFault level_decode_of(const u8* data, i64 size, u32 words, i64 n, 
 #undef CALL
 }
 
+HD void level_compare(const u8* restrict at, const u8 wanted, u8* restrict seen) {
+  int l;
+  for (l = 0; l < 64; ++l) seen[l] = (u8)(seen[l] + (at[l] == wanted ? 1 : 0));
+}
+
+/* count[model][symbol] += their numbers, for one model or two of few symbols: 64 symbols at once are compared with each
+   of those in use. False, and nothing counted, where these are too many. */
+static int level_count_few(const u8* restrict symbol, const u8* restrict model, i64 n, const int models,
+                           u32* restrict count) {
+  enum { WIDTH = 64, ROWS = 64, MOST = 16 };
+  u8 least = 255, most = 0, key[ROWS * WIDTH], seen[2 * MOST][WIDTH];
+  i64 p, first;
+  int m, v, l;
+  if (models > 2) return 0;
+  for (p = 0; p < n; ++p) least = symbol[p] < least ? symbol[p] : least;
+  for (p = 0; p < n; ++p) most = symbol[p] > most ? symbol[p] : most;
+  if (n == 0 || most - least >= MOST || least < 64 || most >= 192) return 0; /* bit 7 of symbol - 64 is clear */
+  for (first = 0; first + WIDTH <= n; first += ROWS * WIDTH) {
+    const int rows = n - first < ROWS * WIDTH ? (int)((n - first) / WIDTH) : ROWS;
+    const u8* at = symbol + first;
+    int r;
+    if (models == 2) {
+      for (l = 0; l < rows * WIDTH; ++l) key[l] = (u8)((at[l] - 64) | model[first + l] << 7);
+      at = key;
+    }
+    memset(seen, 0, sizeof seen);
+    for (r = 0; r < rows; ++r)
+      for (m = 0; m < models; ++m)
+        for (v = 0; v <= most - least; ++v)
+          level_compare(at + r * WIDTH, (u8)(models == 2 ? (least + v - 64) | m << 7 : least + v), seen[MOST * m + v]);
+    for (m = 0; m < models; ++m)
+      for (v = 0; v <= most - least; ++v) {
+        u32 sum = 0;
+        for (l = 0; l < WIDTH; ++l) sum += seen[MOST * m + v][l];
+        count[256 * m + least + v] += sum;
+      }
+  }
+  for (p = n - n % WIDTH; p < n; ++p) ++count[(models == 2 ? 256 * model[p] : 0) + symbol[p]];
+  return 1;
+}
+
 /* The squares of a - j and, for |j| = 1, 2 and more, their number and the sum of (a - j) sign(j): 7 numbers, without
    escapes, of `count` lanes of [step][32] arrays. Lane by lane, so that every machine adds in the same order. */
 static void level_moments(const f32* a, const i32* w, i64 steps, int lanes, i64 n, int labels, f64* moment) {

@@ -50,17 +50,21 @@ extern "C" __global__ void formulas(const float* x, const double* y, u32* code, 
   code[5 * e + 2] += eden_code_f64(eden_position_f64(y[e], 1.0, 10), 7) + (u32)eden_block_bytes(4096, levels);
   code[5 * e + 3] += quotient16(code[0], 0.2f);
   LevelCode level = {8, 0, 1, 1, 64};
-  TrellisCost cost = {1, 0, 0, 0, 0, 0, 1.5f, 2};
+  TrellisCost cost = {1, 0, 0, 0, 0, 1};
+  i16 metric[4];
   u32 ph = level_phase(subtract_word(e, key)), q = trellis_q(code[0] & 7, 8), bits = level_low_bits(code[1]);
-  f32 at = x[e] + level_dither_of(code[1], 8), j = trellis_level(at, (f32)q, 1, &cost, levels);
-  i32 m = ((i32)j - (i32)q) / 2 - level_wrap(ph, q, 8);
+  f32 at = x[e] + level_dither_of(code[1], 8);
+  i32 position = trellis_position(at, cost.scale, cost.shift, 0);
+  i32 j = trellis_level(position, at < 0, (i32)q, 1, trellis_terms(&cost), levels, 0);
+  i32 m = (j - (i32)q) / 2 - level_wrap(ph, q, 8);
+  trellis_metrics((i16)position, (i16)position, 0, trellis_terms(&cost), levels, 0, 1, metric);
   code[5 * e] += level_bucket((u32)m, bits) + level_bucket_first(40, level_bucket_bits(40)) + trellis_next(q, 1, 8);
   u32 mean = level_mean(code[2], level_magnitude(level_from(m, q, 1), ph), level_gain((i64)e) + level_column_gain(3));
   u32 model = level_model(&level, q, ph, level_octave(mean)) + level_octave_between(mean, code[3]);
   u32 table = entropy_slot(model, entropy_code(3, 4) & 0xffff, 1), state = entropy_put(code[4], entropy_extra_code(q));
   code[5 * e + 1] += entropy_take(state, table) + entropy_full(state, table) + entropy_order(entropy_lanes((i64)e)) +
                      entropy_extra(entropy_low_code(1, 2), 3) + (u32)level_place((i64)e, 4096, 32, 1) +
-                     (u32)trellis_cost(at, j, &cost) + (u32)trellis_far(at);
+                     (u32)metric[q] + (u32)trellis_far(at);
 }
 """
 )

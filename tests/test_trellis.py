@@ -14,10 +14,13 @@ KEY = Key(5).worker(2)
 POLYNOMIALS = {4: (0o2, 0o5), 8: (0o4, 0o13), 16: (0o4, 0o23), 32: (0o10, 0o45), 64: (0o24, 0o103), 256: (0o362, 0o515)}
 
 
-def attempt(kernels, x, code, step=0.25, key=7, sent=None, scale=1.0, wide=True):
-    """Symbols of x / step as the encoder makes them, with plain distance."""
+DISTANCE = np.array([1, 0, 0, 0, 0, 1], np.float32)  # scale, shift, zero, other, odd, unit: bits cost nothing
+
+
+def attempt(kernels, x, code, step=0.25, key=7, sent=None, scale=1.0, wide=True, cost=DISTANCE):
+    """Symbols of x / step as the encoder makes them, by default with plain distance."""
     models = kernels.level_model_count(code)
-    costs = np.tile(np.array([1, 0, 0, 0, 0, 0, 1.5, 2], np.float32), 96)
+    costs = np.tile(cost, 48)
     room = dict(
         symbol=np.zeros(x.size, np.uint8),
         model=np.zeros(x.size, np.uint8) if models > 1 else None,
@@ -215,29 +218,75 @@ def test_every_instruction_set_writes_the_same_bytes(code):
     assert all(p == payloads[0] for p in payloads)
 
 
-def best_path(a, states):
-    """Least squared distance over all paths, one lane, by the textbook recursion."""
+def steps_from(state, states):
+    """(parity, branch, next state) of the two branches."""
     even, branch = POLYNOMIALS[states]
-    cost = {0: 0.0}
-    for v in a:
+    for bit in (0, 1):
+        b = bit ^ ((state & branch & (states - 1)).bit_count() & 1)
+        yield (state & even).bit_count() & 1, bit, state >> 1 | b * states // 2
+
+
+def best_path(a, states, labels, cost):
+    """The least sum of cost(a, parity, level) over all paths, one lane, by the textbook recursion."""
+    numbers = range(-12, 13)  # m of level.h
+    level = {(m, q): 2 * m + q * (-int(np.sign(m)) if labels else 1) for m in numbers for q in (0, 1)}
+    best = {
+        (q, bit): np.min([cost(a, q, level[m, q]) for m in numbers if m & 1 == bit], axis=0)
+        for q in (0, 1)
+        for bit in (0, 1)
+    }
+    reached = {0: 0.0}
+    for t in range(a.size):
         new = {}
-        for s, c in cost.items():
-            q = (s & even).bit_count() & 1
-            for bit in (0, 1):
-                offset = q + 2 * bit
-                j = 4 * np.round((v - offset) / 4) + offset
-                b = bit ^ ((s & branch & (states - 1)).bit_count() & 1)
-                to = s >> 1 | b * states // 2
-                new[to] = min(new.get(to, math.inf), c + (v - j) ** 2)
-        cost = new
-    return min(cost.values())
+        for s, before in reached.items():
+            for q, bit, to in steps_from(s, states):
+                new[to] = min(new.get(to, math.inf), before + best[q, bit][t])
+        reached = new
+    return min(reached.values())
 
 
+def path_of(levels, states, labels):
+    """The parity of the state in which each level was taken."""
+    s = 0
+    for j in levels:
+        q = next(steps_from(s, states))[0]
+        m = (j + int(np.sign(j)) * q) // 2 if labels else (j - q) // 2
+        s = next(to for _, bit, to in steps_from(s, states) if bit == m & 1)
+        yield q
+
+
+LAMBDA = 0.35
+BITS = {  # base and rest of either parity, slope, curve (trellis.h, D)
+    "distance": ((0, 0), (0, 0), 0, 0),
+    "Laplacian": ((0.5, 0.7), (1.9, 1.4), 1.7, 0),
+    "Gaussian": ((0.3, 1.0), (0.2, 0.1), 0, 0.9),
+    "sparse": ((0.1, 0.2), (4.5, 3.9), 1.1, 0.1),
+}
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("labels, context", [(False, 0), (True, 0), (False, 7), (True, 7)])
 @pytest.mark.parametrize("states", sorted(POLYNOMIALS))
-def test_the_search_finds_the_best_path(kernels, states):
-    x = np.random.default_rng(states).standard_normal(700).astype(np.float32)  # one lane
-    *_, moments = attempt(kernels, x, (states, False, 0, 0, 0), step=0.25)
-    assert moments[0] == pytest.approx(best_path(x.astype(np.float64) / 0.25, states), rel=1e-5)
+def test_the_search_finds_the_best_path(kernels, states, labels, context, bits):
+    """The costs in 16 bits steer to a thousandth above the least cost of a lane."""
+    base, rest, slope, curve = BITS[bits]
+    n, code = (300 if states < 64 else 120), (states, labels, 0, context, 0)  # one lane
+    unit = 1 + LAMBDA * curve
+    w = LAMBDA / unit
+    other = w * (base[1] - rest[1]) if labels else 2 * w * slope
+    row = (1 / unit, w * slope / 2, w * (base[0] - rest[0]), other, w * (rest[1] - rest[0]), unit)
+
+    def cost(a, q, j):
+        zero = j == 0 and (q == 0 or labels)
+        return (a - j) ** 2 + LAMBDA * (base[q] if zero else rest[q] + slope * abs(j) + curve * j * j)
+
+    x = np.random.default_rng(states).laplace(size=n).astype(np.float32)
+    _, _, data, moments = attempt(kernels, x, code, step=0.5, cost=np.array(row, np.float32))
+    levels = slowly_decoded(bytes(data), code, n, np.zeros(n, np.int64))
+    a = x.astype(np.float64) / 0.5
+    assert moments[0] == pytest.approx(np.sum((a - levels) ** 2), rel=1e-5)
+    ours = sum(cost(v, q, j) for v, q, j in zip(a, path_of(levels, states, labels), levels, strict=True))
+    assert ours == pytest.approx(best_path(a, states, labels, cost), rel=1e-3)
 
 
 def test_more_states_are_nearer(kernels):
@@ -402,8 +451,7 @@ def test_models_are_as_coarse_as_the_vector_is_short(kernels):
         bits, models, sent = kernels.level_bits(code, room["counts"], 1.0)
         assert sent[3] > 2 if n == 3000 else sent[3] < 3
         assert bits + models <= sum(kernels.level_bits(code, room["counts"], 1e9)[:2])
-        costs = np.tile(np.array([1, 0, 0, 0, 0, 0, 1.5, 2], np.float32), 96)
-        how = x, code, 4.0, 7, costs, 0.6, 0.4, 1.0
+        how = x, code, 4.0, 7, np.tile(DISTANCE, 48), 0.6, 0.4, 1.0
         escapes = kernels.level_encode_symbols(*how, *room.values(), None)[1:]
         data = bytes(kernels.level_encode(code, sent, *room.values(), *escapes))
         assert 8 * len(data) == pytest.approx(bits + models, abs=8 * (len(escapes[0]) + 20 * 32 * (n // 131072 + 1)))
