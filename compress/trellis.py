@@ -284,12 +284,13 @@ class _Attempt:
 
     def rate(self):
         """Bits a coordinate of the whole."""
+        bits = self.bits / self.size
         whole, rest = divmod(self.whole, _CHUNK)
-        chunks, lanes = whole + (rest > 0), 32 * whole
+        chunks = whole + (rest > 0)
+        header = 64 + 32 * chunks * (2 if self.escapes else 1) + whole * _lane_bits(32, bits)
         if rest:
-            lanes += 1 << min(max(rest // 1024, 1).bit_length() - 1, 5)
-        header = 64 + 32 * chunks * (2 if self.escapes else 1) + 19.5 * lanes
-        return (self.bits + 8 * len(self.escaped[0])) / self.size + (header + self.model_bits) / self.whole
+            header += _lane_bits(1 << min(max(rest // 1024, 1).bit_length() - 1, 5), bits)
+        return bits + 8 * len(self.escaped[0]) / self.size + (header + self.model_bits) / self.whole
 
     def error(self, rms):
         """NMSE after the levels are moved to where the plan says."""
@@ -330,6 +331,14 @@ class _Attempt:
         return head + self.k.level_encode(
             self.code, self.sent, self.symbol, self.model, self.extra, self.counts, *self.escaped
         )
+
+
+def _lane_bits(lanes, bits):
+    """What the lanes of a chunk cost beyond its symbols of so many bits each (entropy.h, C and D)."""
+    if lanes == 1:
+        return 19.5
+    step = lanes * bits
+    return 19.5 * lanes - step * min(_shapes.ENTROPY_LONGEST_TAIL, (16 * lanes - 8) // max(step, 1e-9))
 
 
 def _thresholds(counts):

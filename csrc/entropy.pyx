@@ -6,6 +6,8 @@ cdef extern from "entropy_cpu.h" nogil:
         ENTROPY_CHUNK
         ENTROPY_SLOTS
         ENTROPY_HEAD
+        ENTROPY_TAIL
+        ENTROPY_TAIL_SHIFT
     ctypedef enum EntropyFault:
         ENTROPY_FINE
         ENTROPY_TRUNCATED
@@ -19,9 +21,10 @@ cdef extern from "entropy_cpu.h" nogil:
     u32 entropy_code(u32, u32)
     u32 entropy_slot(u32, u32, u32)
     u32 entropy_order(int)
-    u16* entropy_encode_chunk(const EntropySource*, i64, u16*, u8*, int*)
+    u16* entropy_encode_chunk(const EntropySource*, i64, u16*, u8*, int*, u32*)
 
 ENTROPY_LARGEST_CHUNK = <int>ENTROPY_CHUNK
+ENTROPY_LONGEST_TAIL = <int>ENTROPY_TAIL
 
 
 # A growing string of bytes and bits, least significant first.

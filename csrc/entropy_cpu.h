@@ -26,14 +26,14 @@ HD u16* entropy_put1(u32* x, u32 code, u16* end) {
   return end - full;
 }
 
-/* The symbols at `count` places from p on, one a lane, into the stream that ends at `end`; returns its new beginning.
-   Every symbol must have a frequency. */
-HD u16* entropy_put_step(const EntropySource* s, i64 p, int count, u32* x, u16* end) {
+/* The symbols at `count` places from p on, one a lane or (`stride` 0) all of lane 0, into the stream that ends at `end`;
+   returns its new beginning. Every symbol must have a frequency. */
+HD u16* entropy_put_step(const EntropySource* s, i64 p, int count, u32* x, u16* end, const int stride) {
   int i;
   if (s->extra)
-    for (i = count - 1; i >= 0; --i) end = entropy_put1(x + i, entropy_extra_code(s->extra[p + i]), end);
+    for (i = count - 1; i >= 0; --i) end = entropy_put1(x + i * stride, entropy_extra_code(s->extra[p + i]), end);
   for (i = count - 1; i >= 0; --i)
-    end = entropy_put1(x + i, s->table[(s->model ? (u32)s->model[p + i] << 8 : 0) | s->symbol[p + i]], end);
+    end = entropy_put1(x + i * stride, s->table[(s->model ? (u32)s->model[p + i] << 8 : 0) | s->symbol[p + i]], end);
   return end;
 }
 
@@ -99,24 +99,48 @@ HD u16* entropy_put_steps(const EntropySource* s, i64 steps, u32* x, u16* end, c
   _mm512_storeu_si512(x + 16, b);
 #else
   (void)models, (void)extras;
-  for (; p >= 0; p -= ENTROPY_LANES) end = entropy_put_step(s, p, ENTROPY_LANES, x, end);
+  for (; p >= 0; p -= ENTROPY_LANES) end = entropy_put_step(s, p, ENTROPY_LANES, x, end, 1);
 #endif
   return end;
 }
 
+/* The tail of a chunk (entropy.h, D): as many of the last steps as leave no more words than the other lanes have room
+   for. Starts all lanes, returns the steps left. */
+static i64 entropy_encode_tail(const EntropySource* s, i64 n, int lanes, u32* x) {
+  u16 room[3 * ENTROPY_LANES], *const stop = room + 3 * ENTROPY_LANES, *begin = stop;
+  const i64 steps = ceil_div(n, lanes);
+  i64 t = steps;
+  int i;
+  x[0] = ENTROPY_LOW;
+  while (lanes > 1 && t > 0 && steps - t < ENTROPY_TAIL) {
+    const i64 p = (t - 1) * lanes;
+    u32 next = x[0];
+    u16* const earlier = entropy_put_step(s, p, n - p < lanes ? (int)(n - p) : lanes, &next, begin, 0);
+    if (stop - earlier > lanes - 1) break;
+    x[0] = next;
+    begin = earlier;
+    --t;
+  }
+  for (i = 1; i < ENTROPY_LANES; ++i) x[i] = ENTROPY_LOW | (begin + i - 1 < stop ? begin[i - 1] : 0);
+  return t;
+}
+
 /* A chunk of n symbols, 0 < n <= ENTROPY_CHUNK. The words come before `end`, at most one a symbol and one for its low
-   bits, and one more in front of them is overwritten; `head` takes ENTROPY_HEAD bytes. Returns the beginning of the
-   words. */
-static u16* entropy_encode_chunk(const EntropySource* s, i64 n, u16* end, u8* head, int* head_bytes) {
+   bits, and one more in front of them is overwritten; `head` takes ENTROPY_HEAD bytes, `tail` the steps that the other
+   lanes hold. Returns the beginning of the words. */
+static u16* entropy_encode_chunk(const EntropySource* s, i64 n, u16* end, u8* head, int* head_bytes, u32* tail) {
   const int lanes = entropy_lanes(n);
-  i64 t = n / lanes;
   u32 x[ENTROPY_LANES];
+  i64 t = entropy_encode_tail(s, n, lanes, x);
   u64 held = 0;
   int i, bits = 0, at = (lanes + 1) / 2;
-  for (i = 0; i < ENTROPY_LANES; ++i) x[i] = ENTROPY_LOW;
-  end = entropy_put_step(s, t * lanes, (int)(n % lanes), x, end);
+  *tail = (u32)(ceil_div(n, lanes) - t);
+  if (t * lanes > n) {
+    --t;
+    end = entropy_put_step(s, t * lanes, (int)(n - t * lanes), x, end, 1);
+  }
   if (lanes < ENTROPY_LANES)
-    while (t-- > 0) end = entropy_put_step(s, t * lanes, lanes, x, end);
+    while (t-- > 0) end = entropy_put_step(s, t * lanes, lanes, x, end, 1);
   else if (s->extra) end = entropy_put_steps(s, t, x, end, s->model != 0, 1);
   else if (s->model) end = entropy_put_steps(s, t, x, end, 1, 0);
   else end = entropy_put_steps(s, t, x, end, 0, 0);
@@ -133,9 +157,10 @@ static u16* entropy_encode_chunk(const EntropySource* s, i64 n, u16* end, u8* he
   return end;
 }
 
-/* A decoder of one chunk: the states and the words. */
+/* A decoder of one chunk: the states and the words; stride = 0 in the tail, where all symbols are of lane 0. */
 typedef struct {
   u32 x[ENTROPY_LANES];
+  int stride;
   const u8 *word, *stop;
   u8 tail[6 * ENTROPY_LANES]; /* the last words again, with room behind them to read too far */
 } EntropyReader;
@@ -147,6 +172,7 @@ static EntropyFault entropy_open(EntropyReader* reader, const u8* data, i64 size
   int i, bits = 0;
   if (size < at) return ENTROPY_TRUNCATED;
   memset(reader, 0, sizeof *reader);
+  reader->stride = 1;
   for (i = 0; i < ENTROPY_LANES; ++i) reader->x[i] = ENTROPY_LOW;
   for (i = 0; i < lanes; ++i) {
     const int length = 16 + (data[i / 2] >> (i % 2 * 4) & 15);
@@ -211,12 +237,31 @@ HD __m512i entropy_take16(__m512i* x, __m512i slot, const u8** word) {
 }
 #endif
 
-/* All words read, and every lane where its encoder started? */
-HD EntropyFault entropy_close(const EntropyReader* reader) {
+/* Goes on with the words that the lanes but the first hold when all others have been read. */
+static EntropyFault entropy_open_tail(EntropyReader* reader, int lanes) {
+  int i;
+  if (reader->word != reader->stop) return ENTROPY_DAMAGED;
+  memset(reader->tail, 0, sizeof reader->tail);
+  for (i = 1; i < lanes; ++i) {
+    if (reader->x[i] >> 16 != 1) return ENTROPY_DAMAGED;
+    reader->tail[2 * i - 2] = (u8)reader->x[i];
+    reader->tail[2 * i - 1] = (u8)(reader->x[i] >> 8);
+    reader->x[i] = ENTROPY_LOW;
+  }
+  reader->word = reader->tail;
+  reader->stop = reader->tail + 2 * (lanes - 1);
+  reader->stride = 0;
+  return ENTROPY_FINE;
+}
+
+/* All words read, but for zeros in a tail, and every lane where its encoder started? */
+static EntropyFault entropy_close(const EntropyReader* reader) {
+  const u8* word = reader->word;
   u32 wrong = 0;
   int i;
   for (i = 0; i < ENTROPY_LANES; ++i) wrong |= reader->x[i] ^ ENTROPY_LOW;
-  return wrong == 0 && reader->word == reader->stop ? ENTROPY_FINE : ENTROPY_DAMAGED;
+  for (; !reader->stride && word < reader->stop; ++word) wrong |= *word;
+  return wrong == 0 && word == reader->stop ? ENTROPY_FINE : ENTROPY_DAMAGED;
 }
 
 #endif

@@ -563,7 +563,7 @@ def level_encode(tuple code, tuple sent, symbol, model, extra, counts, bytes esc
     cdef i64 escape_count = len(escapes)
     cdef EntropySource source
     cdef Writer w
-    cdef u32 total, entry
+    cdef u32 total, entry, steps
     cdef bint choice = False, escaped = False
     need(k, 256 * models, "counts")
     if models > 1:
@@ -609,12 +609,12 @@ def level_encode(tuple code, tuple sent, symbol, model, extra, counts, bytes esc
                 source.extra = <u16*>e.buffer.buf + first if e is not None else NULL
                 source.table = fine
                 end = words + 2 * size + 32
-                begin = entropy_encode_chunk(&source, size, end, head, &head_bytes)
+                begin = entropy_encode_chunk(&source, size, end, head, &head_bytes, &steps)
                 write_bytes(&w, head, head_bytes)
                 write_bytes(&w, begin, 2 * (end - begin))
                 if w.failed:
                     break
-                entry = <u32>(end - begin)
+                entry = <u32>(end - begin) | steps << ENTROPY_TAIL_SHIFT
                 memcpy(w.data + at + 4 * i, &entry, 4)
         if escaped:
             write_bytes(&w, escape_bytes, escape_count)
@@ -822,7 +822,7 @@ cdef i64 chunk_size(const u8* data, i64 left, i64 n, u32 words) noexcept nogil:
         return -1
     for i in range(lanes):
         bits += 16 + (data[i // 2] >> (i % 2 * 4) & 15)
-    total = (lanes + 1) // 2 + (bits + 7) // 8 + 2 * <i64>words
+    total = (lanes + 1) // 2 + (bits + 7) // 8 + 2 * <i64>(words & ((<u32>1 << ENTROPY_TAIL_SHIFT) - 1))
     return total if total <= left else -1
 
 

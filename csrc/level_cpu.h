@@ -104,7 +104,7 @@ HD int level_take_step(LevelReader* r, const LevelCode* c, i64 t, const u32* tab
   if (c->context) level_octaves(&r->past, t, c->columns, count, octave);
   for (i = 0; i < count; ++i) {
     q[i] = c->states > 1 ? trellis_q(r->state[i], c->states) : 0;
-    symbol[i] = entropy_take1(r->reader.x + i,
+    symbol[i] = entropy_take1(r->reader.x + i * r->reader.stride,
                               table + ENTROPY_SLOTS *
                                           level_model(c, q[i], c->dithered ? phase[i] : 0, c->context ? octave[i] : 0),
                               &r->reader.word) &
@@ -116,7 +116,7 @@ HD int level_take_step(LevelReader* r, const LevelCode* c, i64 t, const u32* tab
   if (any && !entropy_refill(&r->reader)) return 0;
   for (i = 0; i < count; ++i) {
     const u32 ph = c->dithered ? phase[i] : 0, out = symbol[i] < 2;
-    const u32 low = any ? entropy_take_low(r->reader.x + i, bits[i], &r->reader.word) : 0;
+    const u32 low = any ? entropy_take_low(r->reader.x + i * r->reader.stride, bits[i], &r->reader.word) : 0;
     const i32 size = (i32)(level_bucket_first(bucket[i], bits[i]) | low);
     const i32 m = (symbol[i] < 128 ? -size : size) + (c->dithered ? level_wrap(ph, q[i], c->states) : 0);
     const u32 bit = out ? symbol[i] : (u32)m & 1;
@@ -296,14 +296,18 @@ HD EntropyFault level_decode(const u8* data, i64 size, u32 words, i64 n, const L
   const LevelCode local = {states, labels, dithered ? code->dithered : 0, context ? code->context : 0, code->columns},
                   *c = &local;
   const int lanes = entropy_lanes(n);
+  const i64 tail = words >> ENTROPY_TAIL_SHIFT, steps = ceil_div(n, lanes), whole = steps - tail;
   LevelReader r;
   i64 t = 0;
-  const EntropyFault fault = entropy_open(&r.reader, data, size, words, lanes, used);
+  EntropyFault fault = entropy_open(&r.reader, data, size, words & ((1u << ENTROPY_TAIL_SHIFT) - 1), lanes, used);
   if (fault != ENTROPY_FINE) return fault;
+  if (whole < 0) return ENTROPY_DAMAGED;
   level_forget(&r.past, above, context ? c->columns : 0);
   memset(r.state, 0, sizeof r.state);
-  for (; t * lanes < n; ++t) {
-    if (lanes == ENTROPY_LANES) t = level_take_steps(&r, c, t, n / lanes, table, phase, level);
+  for (; t < steps; ++t) {
+    if (lanes == ENTROPY_LANES && t < whole)
+      t = level_take_steps(&r, c, t, tail ? whole : n / lanes, table, phase, level);
+    if (tail && t == whole && (fault = entropy_open_tail(&r.reader, lanes)) != ENTROPY_FINE) return fault;
     if (t * lanes < n && !level_take_step(&r, c, t, table, dithered ? phase + t * lanes : 0,
                                           n - t * lanes < lanes ? (int)(n - t * lanes) : lanes, level + t * lanes))
       return ENTROPY_TRUNCATED;

@@ -90,16 +90,21 @@ def slowly_decoded(data, code, n, phase=None):
             head = Bits(data[at + (lanes + 1) // 2 : at + (lanes + 1) // 2 + (sum(lengths) + 7) // 8])
             x = [1 << length | head.take(length) for length in lengths]
             at += (lanes + 1) // 2 + (sum(lengths) + 7) // 8
-        stream = iter(np.frombuffer(data, "<u2", words[chunk], at).tolist())
-        at += 2 * words[chunk]
+        count, tail, steps = words[chunk] & (1 << 28) - 1, words[chunk] >> 28, -(-size // lanes)
+        stream = iter(np.frombuffer(data, "<u2", count, at).tolist())
+        at += 2 * count
         state, mean, above = [0] * lanes, [0] * lanes, [[0] * max(columns, 1) for _ in range(lanes)]
 
         def take(lane, f, start):
+            lane *= t < steps - tail  # noqa: B023
             x[lane] = f * (x[lane] >> 12) + (x[lane] & 4095) - start  # noqa: B023
             if x[lane] < 1 << 16:  # noqa: B023
                 x[lane] = x[lane] << 16 | next(stream)  # noqa: B023
 
-        for t in range(-(-size // lanes)):
+        for t in range(steps):
+            if tail and t == steps - tail:
+                assert next(stream, None) is None and {v >> 16 for v in x[1:]} <= {1}
+                stream, x[1:] = iter([v & 0xFFFF for v in x[1:]]), [1 << 16] * (lanes - 1)
             found = []
             for lane in range(min(lanes, size - t * lanes)):
                 place = t * lanes + lane
@@ -114,7 +119,7 @@ def slowly_decoded(data, code, n, phase=None):
                 octave = min(log - (0x41800000 >> 22), 47)
                 model = (octave >> (context - 1) if context else 0) * each
                 model += (ph - 8 * q & 31) >> (dithered - 1) if dithered else q
-                slot = x[lane] & 4095
+                slot = x[lane if t < steps - tail else 0] & 4095
                 symbol = next(s for s, (f, start) in tables[model].items() if start <= slot < start + f)
                 take(lane, *tables[model][symbol])
                 found.append((lane, place, q, ph, symbol))
@@ -122,7 +127,7 @@ def slowly_decoded(data, code, n, phase=None):
                 bucket = 0 if symbol < 2 else abs(symbol - 128)
                 low = 0 if bucket < 32 else bucket // 8 - 2
                 if low:
-                    value = (x[lane] & 4095) >> (12 - low)
+                    value = (x[lane if t < steps - tail else 0] & 4095) >> (12 - low)
                     take(lane, 4096 >> low, value << (12 - low))
                     bucket = (8 + bucket % 8 << low) + value
                 m = (-bucket if symbol < 128 else bucket) + (2 if dithered and states > 1 and ph >= 16 + 8 * q else 0)
@@ -139,7 +144,8 @@ def slowly_decoded(data, code, n, phase=None):
                 if columns:
                     old = above[lane][column]
                     above[lane][column] += ((size_of << 10) - old) >> min(5, (t // columns + 1).bit_length() - 1)
-        assert x == [1 << 16] * lanes and next(stream, None) is None
+        rest = list(stream)
+        assert x == [1 << 16] * lanes and not (any(rest) if tail else rest)
     for chunk in range(chunks):
         bits = Bits(data[at : at + sizes[chunk]])
         for _, _, place, q, ph in sorted(e for e in escapes if e[0] == chunk):
