@@ -37,6 +37,7 @@ _SAMPLE = 2**15
 _STEPS = 12  # corrections of the step at most
 _LESSONS = 2  # of them with a new plan, on each sample
 _NEAR = 0.006  # as near as bits and error come to what was asked for; 0.01 is promised
+_SHORT = 2048  # bits; in messages of fewer, header and models are more and more on top, or nothing would be left
 _SIGN = 1
 _TRIAL = 2
 _ROTATION = 4096  # coordinates that a rotation mixes
@@ -166,6 +167,8 @@ class _Search:
     def __init__(self, compressor, x, key, rms, largest):
         self.c, self.x, self.key, self.rms, self.largest = compressor, x, key, rms, largest
         self.finest = max(largest * 2.0**-22, 1e-300)
+        self.coarsest = 64 * largest  # beyond, a dithered message says as good as nothing and errs the more
+        self.byte = 8 / (x.size * compressor.rate) if compressor.rate is not None else 0.0  # what a miss is told to
 
     def attempt(self, x, key, step, plan, measured=False):
         return _Attempt(self.c, x, key, step, plan, self.x.size, self.largest, measured)
@@ -174,6 +177,8 @@ class _Search:
         c = self.c
         if c.step is not None or c._exact_error():
             step = (math.sqrt(12 * c.nmse) * self.rms if c.step is None else c.step) / c._unit
+            if not (math.isfinite(1 / step) and math.isfinite(self.largest / step)):
+                raise ValueError(f"step {step * c._unit:g} is too small for coordinates up to {self.largest:g}")
             plan = _Plan() if c.unbiased else self.taught(step)
             return self.attempt(self.x, self.key, step, plan).payload()
         # the step must not know the dither, or the error would depend on it: another one is tried out
@@ -184,7 +189,7 @@ class _Search:
             attempt = None  # frees its arrays before the next takes its own
             attempt = self.attempt(self.x, trial, step, plan, measured=c.rate is None)
             miss = attempt.miss(self.rms)
-            if abs(miss) <= _NEAR or (step <= self.finest and miss < 0):
+            if abs(miss) <= max(_NEAR, self.byte) or (step <= self.finest and miss < 0):
                 if not c.unbiased:
                     return attempt.payload()
                 break
@@ -197,8 +202,13 @@ class _Search:
 
     def planned(self, key):
         """From samples a plan, the step with which it would meet the target, and how the miss goes with the step."""
-        c = self.c
-        step = _short(self.rms * (2.0**-c.rate * 1.6 if c.rate is not None else math.sqrt(12 * c.nmse) / 2))
+        c, x = self.c, self.x
+        if c.rate is None:
+            step = _short(self.rms * math.sqrt(12 * c.nmse) / 2)
+        else:  # of what most of x is like: an outlier may be as large as all the rest
+            part, k = _sample(x, _SAMPLE, 32), kernels.of(x)
+            rms = float(k.norm(part, k.NORM_L2)) / math.sqrt(part.size) or self.rms
+            step = _short(rms * 2.0**-c.rate * 1.6)
         tried = []
         for labels in c._labels():
             few = _SAMPLE // (2 if c.context else 4)
@@ -216,7 +226,7 @@ class _Search:
         for turn in range(_STEPS):
             attempt = self.attempt(part, key, step, plan, measured=True)
             miss = attempt.miss(self.rms)
-            if turn and abs(miss) < near:
+            if turn and abs(miss) < max(near, self.byte):
                 break
             if not first:  # what costs nothing is coded at another rate
                 step = steps.next(step, miss)
@@ -283,14 +293,16 @@ class _Attempt:
         self.bits, self.model_bits, self.sent = k.level_bits(self.code, self.counts, whole / x.size)
 
     def rate(self):
-        """Bits a coordinate of the whole."""
+        """Bits a coordinate of the whole, as far as they count."""
         bits = self.bits / self.size
         whole, rest = divmod(self.whole, _CHUNK)
         chunks = whole + (rest > 0)
         header = 64 + 32 * chunks * (2 if self.escapes else 1) + whole * _lane_bits(32, bits)
         if rest:
             header += _lane_bits(1 << min(max(rest // 1024, 1).bit_length() - 1, 5), bits)
-        return bits + 8 * len(self.escaped[0]) / self.size + (header + self.model_bits) / self.whole
+        share = 1.0 if self.c.rate is None else min(self.c.rate * self.whole / _SHORT, 1.0)
+        fixed = share * header + max(share, 0.25) * self.model_bits
+        return bits + 8 * len(self.escaped[0]) / self.size + fixed / self.whole
 
     def error(self, rms):
         """NMSE after the levels are moved to where the plan says."""
@@ -380,7 +392,8 @@ class _Steps:
     """The next step to try: along the line through the last two, and between the nearest on either side."""
 
     def __init__(self, search, slope=0.0):
-        self.c, self.finest, self.fine, self.coarse, self.last = search.c, search.finest, 0.0, math.inf, None
+        self.c, self.least, self.most = search.c, search.finest, search.coarsest
+        self.fine, self.coarse, self.last = 0.0, math.inf, None
         self.slope = slope  # of the miss, an octave of the step
 
     def next(self, step, miss):
@@ -403,7 +416,7 @@ class _Steps:
             guess = step * min(max(max(1 + miss, 1e-9) ** -0.5, 0.25), 4.0)
         if not self.fine < guess < self.coarse:
             guess = math.sqrt(self.fine * self.coarse)
-        return _short(max(guess, self.finest))
+        return _short(min(max(guess, self.least), self.most))
 
 
 class _Biased(Contractive):
@@ -426,14 +439,14 @@ class UniformQuantizer(_Coded):
     """Multiples of a step, entropy coded: the plainest coder, at any rate, and lossy to taste.
 
     Exactly one of `bits` (a coordinate, the whole message within 1% for d >= 2^16 unless the vector is told exactly
-    before), `nmse` (||C(x) - x||^2 / ||x||^2, within 1%) and `step`.
+    before; of a message of less than 2048 bits, header and models, about 200, are partly on top), `nmse` (||C(x) - x||^2 / ||x||^2, within 1%) and `step`.
 
     unbiased=False: x -> k step with a dead zone, thresholds and levels as rate and error together want them
     (Sullivan, IEEE Trans. Inf. Theory 42, 1996): near the bound at low rates, 1.42 x the bound at high ones.
     unbiased=True: subtractive dither, C(x) = step (round(x / step + u) - u) with u uniform on [0, 1) from the key, the
     worker's own. The error is uniform on [-step/2, step/2] whatever x is (Schuchman, IEEE Trans. Commun. Tech. 12,
     1964), so E C(x) = x and E||C(x) - x||^2 = d step^2 / 12; with `nmse` that is nmse ||x||^2, and omega = nmse is
-    proven (to the 2^-24 of a step that u is drawn with). With
+    proven, to the 2^-24 of a step that u is drawn with and the 2^-24 of x / step that float32 keeps of their sum. With
     `bits` the step is found with another dither, so that the error stays independent of x, and at low rates the
     bits of one message scatter by a few percent. Symbols are coded given u (Zamir, Feder, 1992). Elsewhere
     guarantee is "none": bits decide what is lost.

@@ -6,6 +6,7 @@ cdef extern from "entropy_cpu.h" nogil:
         ENTROPY_CHUNK
         ENTROPY_SLOTS
         ENTROPY_HEAD
+        ENTROPY_SYMBOLS
         ENTROPY_TAIL
         ENTROPY_TAIL_SHIFT
     ctypedef enum EntropyFault:
@@ -179,7 +180,7 @@ cdef int read_model(Reader* r, u32* f) noexcept nogil:
         return 0
     i = 0 if read_bits(r, 1) else 2
     while left:
-        if i == 256 or r.at > r.stop:
+        if i == ENTROPY_SYMBOLS or r.at > r.stop:
             return -1
         f[entropy_order(i)] = <u32>read_bits(r, width_of(left))
         if f[entropy_order(i)] > left:
@@ -187,6 +188,14 @@ cdef int read_model(Reader* r, u32* f) noexcept nogil:
         left -= f[entropy_order(i)]
         i += 1
     return 0
+
+
+cdef bint is_empty(const u32* count) noexcept nogil:
+    cdef u32 any = 0
+    cdef int i
+    for i in range(256):
+        any |= count[i]
+    return any == 0
 
 
 cdef f64 symbol_bits(const u32* count, int models, i64* header) noexcept nogil:
@@ -197,6 +206,9 @@ cdef f64 symbol_bits(const u32* count, int models, i64* header) noexcept nogil:
     cdef Writer w
     memset(&w, 0, sizeof(w))
     for m in range(models):
+        if is_empty(count + 256 * m):
+            write_bits(&w, 0, 1)        # as write_model does
+            continue
         frequencies(count + 256 * m, f)
         for i in range(256):
             if f[i] and f[i] < <u32>ENTROPY_SLOTS:

@@ -104,7 +104,7 @@ HD u16* entropy_put_steps(const EntropySource* s, i64 steps, u32* x, u16* end, c
   return end;
 }
 
-/* The tail of a chunk (entropy.h, D): as many of the last steps as leave no more words than the other lanes have room
+/* The tail of a chunk (entropy.h, C): as many of the last steps as leave no more words than the other lanes have room
    for. Starts all lanes, returns the steps left. */
 static i64 entropy_encode_tail(const EntropySource* s, i64 n, int lanes, u32* x) {
   u16 room[3 * ENTROPY_LANES], *const stop = room + 3 * ENTROPY_LANES, *begin = stop;
@@ -121,7 +121,7 @@ static i64 entropy_encode_tail(const EntropySource* s, i64 n, int lanes, u32* x)
     begin = earlier;
     --t;
   }
-  for (i = 1; i < ENTROPY_LANES; ++i) x[i] = ENTROPY_LOW | (begin + i - 1 < stop ? begin[i - 1] : 0);
+  for (i = 1; i < ENTROPY_LANES; ++i) x[i] = ENTROPY_LOW | (i - 1 < stop - begin ? begin[i - 1] : 0);
   return t;
 }
 
@@ -162,7 +162,7 @@ typedef struct {
   u32 x[ENTROPY_LANES];
   int stride;
   const u8 *word, *stop;
-  u8 tail[6 * ENTROPY_LANES]; /* the last words again, with room behind them to read too far */
+  u8 spare[6 * ENTROPY_LANES]; /* the last words again, with room behind them to read too far */
 } EntropyReader;
 
 /* Reads the head of a chunk of `words` words at `data`, where `size` bytes are left; *used = its bytes. */
@@ -196,10 +196,10 @@ HD int entropy_refill(EntropyReader* reader) {
   const i64 left = reader->stop - reader->word;
   if (left >= 2 * ENTROPY_LANES) return 1;
   if (left < 0) return 0;
-  if (reader->word < reader->tail || reader->word > reader->tail + 4 * ENTROPY_LANES) {
-    memcpy(reader->tail, reader->word, (size_t)left);
-    reader->word = reader->tail;
-    reader->stop = reader->tail + left;
+  if (reader->word < reader->spare || reader->word > reader->spare + 4 * ENTROPY_LANES) {
+    memcpy(reader->spare, reader->word, (size_t)left);
+    reader->word = reader->spare;
+    reader->stop = reader->spare + left;
   }
   return 1;
 }
@@ -241,15 +241,15 @@ HD __m512i entropy_take16(__m512i* x, __m512i slot, const u8** word) {
 static EntropyFault entropy_open_tail(EntropyReader* reader, int lanes) {
   int i;
   if (reader->word != reader->stop) return ENTROPY_DAMAGED;
-  memset(reader->tail, 0, sizeof reader->tail);
+  memset(reader->spare, 0, sizeof reader->spare);
   for (i = 1; i < lanes; ++i) {
     if (reader->x[i] >> 16 != 1) return ENTROPY_DAMAGED;
-    reader->tail[2 * i - 2] = (u8)reader->x[i];
-    reader->tail[2 * i - 1] = (u8)(reader->x[i] >> 8);
+    reader->spare[2 * i - 2] = (u8)reader->x[i];
+    reader->spare[2 * i - 1] = (u8)(reader->x[i] >> 8);
     reader->x[i] = ENTROPY_LOW;
   }
-  reader->word = reader->tail;
-  reader->stop = reader->tail + 2 * (lanes - 1);
+  reader->word = reader->spare;
+  reader->stop = reader->spare + 2 * (lanes - 1);
   reader->stride = 0;
   return ENTROPY_FINE;
 }

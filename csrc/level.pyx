@@ -54,7 +54,7 @@ ctypedef struct LevelRoom:
     f32* a              # scaled coordinates, [step][32]
     u8* octave
     u8* decision
-    u32 (*above)[32]    # sums of magnitudes by column and lane
+    u32 (*above)[32]    # means of magnitudes by column and lane
     i32* level          # what encoders call w, decoders the level, in the order of coding
 
 
@@ -492,6 +492,8 @@ cdef void coarse_counts(const LevelCode* fine, const LevelCode* coarse, const u3
     cdef int i, j, to
     memset(out, 0, 1024 * level_models(coarse))
     for i in range(level_models(fine)):
+        if is_empty(count + 256 * i):
+            continue
         to = coarse_model(fine, coarse, i)
         for j in range(256):
             out[256 * to + j] += count[256 * i + j]
@@ -532,6 +534,8 @@ def level_bits(tuple code, counts, f64 scale) -> tuple:
                     shortest = header
                     best = next
         for i in range(256 * models):
+            if i % 256 == 0 and is_empty(k.u32s() + i):
+                continue
             if k.u32s()[i] and i % 256 > 1:
                 low += <f64>k.u32s()[i] * level_bucket_bits(i % 256 - 128 if i % 256 > 127 else 128 - i % 256)
     free(coarse)
@@ -733,7 +737,7 @@ cdef int decode_levels(const LevelCode* c, const u8* data, i64 size, i64 n, u64 
     cdef u32 f[256]
     cdef u32* table = <u32*>malloc(4 * <i64>ENTROPY_SLOTS * models)
     cdef LevelRoom room
-    cdef Reader r, tail
+    cdef Reader r, listed
     cdef i64 chunks = ceil_div(n, ENTROPY_CHUNK), m, used, entries, escapes, here
     cdef u32 start, entry
     cdef int slot
@@ -765,19 +769,19 @@ cdef int decode_levels(const LevelCode* c, const u8* data, i64 size, i64 n, u64 
     if here > size and not fault:
         fault = 2
     # the escapes stand behind all chunks: their place is known once the chunks have been passed
-    tail = r
-    tail.at = here
-    tail.bits = 0
-    tail.held = 0
+    listed = r
+    listed.at = here
+    listed.bits = 0
+    listed.held = 0
     if choice and escaped and not fault:
         for i in range(chunks):
             m = min(<i64>ENTROPY_CHUNK, n - <i64>i * ENTROPY_CHUNK)
             memcpy(&entry, data + entries + 4 * i, 4)
-            used = chunk_size(data + tail.at, size - tail.at, m, entry)
+            used = chunk_size(data + listed.at, size - listed.at, m, entry)
             if used < 0:
                 fault = 2
                 break
-            tail.at += used
+            listed.at += used
     i = 0
     while i < chunks and not fault:
         m = min(<i64>ENTROPY_CHUNK, n - <i64>i * ENTROPY_CHUNK)
@@ -796,18 +800,18 @@ cdef int decode_levels(const LevelCode* c, const u8* data, i64 size, i64 n, u64 
         level_values(c, &room, m, to, out + <i64>i * ENTROPY_CHUNK)
         if escaped:
             memcpy(&entry, data + escapes + 4 * i, 4)
-            tail.bits = 0
-            tail.held = 0
-            if entry > size - tail.at:
+            listed.bits = 0
+            listed.held = 0
+            if entry > size - listed.at:
                 fault = 2
                 break
-            tail.stop = tail.at + entry
-            if patch_escapes(c, &room, m, to, &tail, out + <i64>i * ENTROPY_CHUNK) != 0 or tail.at > tail.stop:
+            listed.stop = listed.at + entry
+            if patch_escapes(c, &room, m, to, &listed, out + <i64>i * ENTROPY_CHUNK) != 0 or listed.at > listed.stop:
                 fault = 4
                 break
-            tail.at = tail.stop
+            listed.at = listed.stop
         i += 1
-    if not fault and (tail.at if escaped else here) != size:
+    if not fault and (listed.at if escaped else here) != size:
         fault = 5
     close_room(&room)
     free(table)

@@ -231,7 +231,7 @@ HD __m512i level_finish16(const Level16* l, __m512i low, int any, __m512i* state
 HD i64 level_take_steps(LevelReader* r, const LevelCode* c, i64 t, i64 steps, const u32* table, const u8* phase,
                         i32* level) {
 #ifdef ENTROPY_VECTOR
-  const u8 *word = r->reader.word, *const stop = r->reader.stop - 4 * ENTROPY_LANES;
+  const u8* word = r->reader.word;
   const i64 columns = c->context ? c->columns : 0;
   i64 column = columns ? t % columns : t, row = columns ? t / columns : 0;
   __m512i x[2], state[2], mean[2];
@@ -241,7 +241,7 @@ HD i64 level_take_steps(LevelReader* r, const LevelCode* c, i64 t, i64 steps, co
     state[i] = _mm512_loadu_si512(r->state + 16 * i);
     mean[i] = _mm512_loadu_si512(r->past.mean + 16 * i);
   }
-  for (; t < steps && word <= stop; ++t) {
+  for (; t < steps && r->reader.stop - word >= 4 * ENTROPY_LANES; ++t) {
     const i64 p = t * ENTROPY_LANES;
     u32* const above = r->past.above[columns ? column : 0];
     Level16 l[2];

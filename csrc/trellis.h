@@ -20,9 +20,12 @@
       level of a coset is the nearest to s, and only s modulo 4 matters but near zero: 0 costs lambda (base - rest)
       more, -1 four times the shift of s.
    E. Costs are 16 bits wide, 1/256 of a squared step: 32 of them are a vector of AVX-512. That steers the search as well
-      as float32 to 1e-4 of the error. Sums are only compared, so what all states share is taken off now and then.
-   F. A coordinate too large for a symbol is escaped: whatever path is taken there, it costs nothing.
-   G. With dither a is compared as it is, without regard to bits, modulo 4 in units of 2^-12. */
+      as float32 to 1e-3 of what a path can save. Sums are only compared, so what all states share is taken off now and
+      then. Should the sums of some path leave 16 bits, a worse path is found, and a path nonetheless.
+   F. A coordinate too large for a symbol is escaped. On the path it counts like any multiple of 4, which is arbitrary,
+      but known without the dither.
+   G. With dither a is compared as it is, without regard to bits, modulo 4 in units of 2^-12, rounded down whatever its
+      sign: so the error depends on a mod 4 alone. */
 #ifndef COMPRESS_TRELLIS_H
 #define COMPRESS_TRELLIS_H
 #include "portable.h"
@@ -41,6 +44,7 @@ HD u32 parity(u32 s) {
   return s & 1;
 }
 HD u32 trellis_q(u32 s, int states) { return parity(s & trellis_parity_polynomial(states)); }
+HD f32 max_f32(f32 x, f32 y) { return x < y ? y : x; }
 HD f32 nearest_f32(f32 x) { return (x + 12582912.0f) - 12582912.0f; }
 
 /* Design note D for one context: s = scale |a| - shift; then, over 1 + c: what a zero costs more than the other levels of
@@ -49,7 +53,8 @@ HD f32 nearest_f32(f32 x) { return (x + 12582912.0f) - 12582912.0f; }
 typedef struct {
   f32 scale, shift, zero, other, odd, unit;
 } TrellisCost;
-/* The last four as integers: in units of costs, and 1 + c in 1/8192. */
+/* The last four as integers: in units of costs, at most 8 or (odd) 4 squared steps, so that no sum of them and of squares
+   leaves 16 bits; and 1 + c in 1/8192, at most 4. */
 typedef struct {
   i16 zero, other, odd, unit;
 } TrellisTerms;
@@ -64,15 +69,19 @@ HD i16 trellis_fixed(f32 x, f32 unit, i32 least, i32 most) {
   return (i16)(v < (f32)least ? least : v > (f32)most ? most : (i32)nearest_f32(v));
 }
 HD TrellisTerms trellis_terms(const TrellisCost* c) {
-  const TrellisTerms terms = {trellis_fixed(c->zero, 256, -1024, 1024), trellis_fixed(c->other, 256, -1024, 1024),
-                              trellis_fixed(c->odd, 256, -512, 512), trellis_fixed(c->unit, 8192, 8192, 32767)};
+  const TrellisTerms terms = {trellis_fixed(c->zero, 256, -2047, 2047), trellis_fixed(c->other, 256, -2047, 2047),
+                              trellis_fixed(c->odd, 256, -1023, 1023), trellis_fixed(c->unit, 8192, 8192, 32767)};
   return terms;
 }
 
-/* s of design note D, or a itself, in 2^-12 steps. */
+/* s of design note D, at least -1, or a itself, in 2^-12 steps. What was learned from small levels shrinks an outlier by
+   two steps at most. */
+#define TRELLIS_MOST_SHIFT 2.0f
 HD i32 trellis_position(f32 a, f32 scale, f32 shift, int plain) {
-  const f32 t = a < 0 ? -a : a, s = plain ? a : t * scale - shift, least = s < -1.0f && !plain ? -1.0f : s;
-  return (i32)((least > 262144.0f ? 262144.0f : least) * (f32)TRELLIS_ONE);
+  const f32 t = a < 0 ? -a : a, s = plain ? a : max_f32(max_f32(t * scale - shift, t - TRELLIS_MOST_SHIFT), -1);
+  const f32 v = (s > 262144.0f ? 262144.0f : s) * (f32)TRELLIS_ONE;
+  const i32 p = (i32)v;
+  return p - ((f32)p > v); /* down, and not towards zero: with dither the sign of a must not be seen */
 }
 
 HD i16 trellis_square(u16 distance) { return (i16)((u16)((u32)distance * distance >> 16) >> 4); }
@@ -96,10 +105,10 @@ HD void trellis_metrics(i16 fraction, i16 near, i16 minus, TrellisTerms c, int l
     m1 = (i16)(m1 + c.odd);
     m3 = (i16)(m3 + c.odd);
     if (contexts) {
-      m0 = (i16)((i32)(i16)(m0 << 3) * c.unit >> 16);
-      m1 = (i16)((i32)(i16)(m1 << 3) * c.unit >> 16);
-      m2 = (i16)((i32)(i16)(m2 << 3) * c.unit >> 16);
-      m3 = (i16)((i32)(i16)(m3 << 3) * c.unit >> 16);
+      m0 = (i16)((i32)(i16)(m0 * 8) * c.unit >> 16);
+      m1 = (i16)((i32)(i16)(m1 * 8) * c.unit >> 16);
+      m2 = (i16)((i32)(i16)(m2 * 8) * c.unit >> 16);
+      m3 = (i16)((i32)(i16)(m3 * 8) * c.unit >> 16);
     }
     turned = (i16)((m1 ^ m3) & (labels ? -1 : minus)); /* where the coset of 1 is that of branch 1 */
     m1 = (i16)(m1 ^ turned);

@@ -60,9 +60,9 @@ HD void trellis_metrics_of(const f32* restrict a, const u8* restrict octave, i16
     for (l = 0; l < TRELLIS_LANES; ++l) minus[l] = (i16)(a[l] < 0 ? -1 : 0);
   }
   for (l = 0; l < TRELLIS_LANES; ++l) {
-    const TrellisTerms own = {look[2][l], look[3][l], look[4][l], look[5][l]};
     i16 m[4];
-    trellis_metrics(fraction[l], plain ? 0 : near[l], plain ? 0 : minus[l], octave ? own : same, labels, plain,
+    trellis_metrics(fraction[l], plain ? 0 : near[l], plain ? 0 : minus[l],
+                    octave ? (TrellisTerms){look[2][l], look[3][l], look[4][l], look[5][l]} : same, labels, plain,
                     octave != 0, m);
     metric[0][l] = m[0];
     metric[1][l] = m[1];
@@ -91,6 +91,11 @@ HD int trellis_metric(u32 s, u32 b, int states) {
   return (int)(2 * trellis_q(s, states) + (b ^ parity(s & trellis_branch_polynomial(states) & ((u32)states - 1))));
 }
 
+HD int trellis_memory(int states) {
+  int v = 0;
+  while (states >> v > 1) ++v;
+  return v;
+}
 HD int trellis_planes(int states) { return states > 8 ? states / 8 : 1; }
 
 /* Decisions of all states: planes of 8 states, a byte a lane. `costs` receives those of the last step. */
@@ -105,7 +110,7 @@ HD void trellis_forward(const f32* restrict a, const u8* restrict octave, i64 st
   int l, s, k, j;
   for (s = 0; s < states; ++s) {
     for (j = 0; j < 2; ++j) index[j][s] = (u8)trellis_metric((u32)s, (u32)j, states);
-    for (l = 0; l < TRELLIS_LANES; ++l) here[s][l] = s ? 14000 : 0; /* more than any detour of 8 steps */
+    for (l = 0; l < TRELLIS_LANES; ++l) here[s][l] = s ? 14000 : 0;
   }
   for (t = 0; t < steps; ++t) {
     u8* d = decision + t * planes * TRELLIS_LANES;
@@ -148,13 +153,16 @@ HD void trellis_backward(const f32* restrict a, const u8* restrict octave, i64 s
                          i32* restrict w, const int states, const int labels, const int plain) {
   const int half = states / 2, planes = trellis_planes(states);
   const TrellisTerms same = trellis_terms(cost);
+  /* After t steps from state 0 the low bits of a state but t are clear, and before them there is one way back. */
+  const i64 free_from = trellis_memory(states);
+  const u32 never = steps < free_from ? (u32)(states >> steps) - 1 : 0;
   i32 state[TRELLIS_LANES] = {0};
   i16 best[TRELLIS_LANES], look[2][TRELLIS_LANES];
   i64 t;
   int l, s;
   memcpy(best, costs[0], sizeof best);
   for (s = 1; s < states; ++s)
-    for (l = 0; l < TRELLIS_LANES; ++l) {
+    for (l = 0; l < TRELLIS_LANES && !((u32)s & never); ++l) {
       state[l] = costs[s][l] < best[l] ? s : state[l];
       best[l] = costs[s][l] < best[l] ? costs[s][l] : best[l];
     }
@@ -162,6 +170,7 @@ HD void trellis_backward(const f32* restrict a, const u8* restrict octave, i64 s
     const u8* d = decision + t * planes * TRELLIS_LANES;
     const f32* restrict v = a + t * TRELLIS_LANES;
     i32* restrict out = w + t * TRELLIS_LANES;
+    const u32 choice = t >= free_from;
     i32 taken[TRELLIS_LANES];
     if (states <= 8)
       for (l = 0; l < TRELLIS_LANES; ++l) taken[l] = d[l];
@@ -170,12 +179,12 @@ HD void trellis_backward(const f32* restrict a, const u8* restrict octave, i64 s
     if (octave)
       for (s = 0; s < 2; ++s) trellis_look(table->of[2 + s], octave + t * TRELLIS_LANES, look[s]);
     for (l = 0; l < TRELLIS_LANES; ++l) {
-      const u32 n = (u32)state[l], e = (u32)taken[l] >> (n & 7) & 1, from = (2 * n & ((u32)states - 1)) | e;
+      const u32 n = (u32)state[l], e = (u32)taken[l] >> (n & 7) & choice, from = (2 * n & ((u32)states - 1)) | e;
       const i32 q = (i32)trellis_q(from, states);
       const i32 bit =
           (i32)((u32)(n >= (u32)half) ^ parity(from & trellis_branch_polynomial(states) & ((u32)states - 1)));
-      const TrellisTerms own = {look[0][l], look[1][l], 0, 0};
-      const i32 j = trellis_level(out[l], v[l] < 0 ? 1 : 0, q, bit, octave ? own : same, labels, plain);
+      const i32 j = trellis_level(out[l], v[l] < 0 ? 1 : 0, q, bit,
+                                  octave ? (TrellisTerms){look[0][l], look[1][l], 0, 0} : same, labels, plain);
       state[l] = (i32)from;
       out[l] = trellis_far(v[l]) ? LEVEL_ESCAPED + 2 * bit + q : labels ? j + q * (level_sign(j) + 1) : j;
     }

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from itertools import product
 
 import numpy as np
 import pytest
@@ -286,13 +287,75 @@ def test_the_search_finds_the_best_path(kernels, states, labels, context, bits):
         zero = j == 0 and (q == 0 or labels)
         return (a - j) ** 2 + LAMBDA * (base[q] if zero else rest[q] + slope * abs(j) + curve * j * j)
 
-    x = np.random.default_rng(states).laplace(size=n).astype(np.float32)
+    rng = np.random.default_rng(states)  # outliers would be shrunk by no more than two steps
+    x = (rng.standard_normal(n) if curve else rng.laplace(size=n)).astype(np.float32)
     _, _, data, moments = attempt(kernels, x, code, step=0.5, cost=np.array(row, np.float32))
     levels = slowly_decoded(bytes(data), code, n, np.zeros(n, np.int64))
     a = x.astype(np.float64) / 0.5
     assert moments[0] == pytest.approx(np.sum((a - levels) ** 2), rel=1e-5)
     ours = sum(cost(v, q, j) for v, q, j in zip(a, path_of(levels, states, labels), levels, strict=True))
     assert ours == pytest.approx(best_path(a, states, labels, cost), rel=1e-3)
+
+
+def test_costs_out_of_all_proportion_give_a_worse_path_and_no_other_message(kernels):
+    """What the search says that it found is what the decoder finds, whatever 16 bits make of the costs."""
+    rng = np.random.default_rng(2)
+    for trial in range(150):
+        n = int(rng.choice([1, 2, 5, 100, 2500]))
+        code = (int(rng.choice(sorted(POLYNOMIALS))), bool(rng.integers(2)), 0, int(rng.choice([0, 7])), 0)
+        row = rng.uniform([0.2, 0, -9, -9, -5, 1], [1, 4, 9, 9, 5, 4])
+        x = (rng.standard_normal(n) * rng.choice([0.1, 1, 20])).astype(np.float32)
+        x[: n // 3] = 0
+        _, _, data, moments = attempt(kernels, x, code, step=1.0, wide=True, cost=row.astype(np.float32))
+        error = np.sum((decoded(kernels, data, code, n, step=1.0).astype(np.float64) - x) ** 2)
+        assert error == pytest.approx(moments[0], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("states", [4, 8, 256])
+def test_the_error_of_a_dithered_path_is_that_of_the_dither_alone(kernels, states):
+    """Zeros and minus four steps: with the same dither the same paths, four steps apart, whatever the sign."""
+    code, n = (states, False, 1, 0, 0), 1 << 16
+    zeros, fours = (
+        decoded(kernels, attempt(kernels, np.full(n, v, np.float32), code, step=1.0)[2], code, n, step=1.0)
+        for v in (0, -4)
+    )
+    np.testing.assert_allclose(zeros, fours + 4, atol=1e-5)
+
+
+@pytest.mark.parametrize("C", [Trellis(bits=1.0), Trellis(bits=2.0), Trellis(bits=2.0, context=True)], ids=str)
+def test_an_outlier_that_no_sample_saw_keeps_its_size(C):
+    x = np.random.default_rng(0).standard_normal(1 << 17).astype(np.float32)
+    plain = np.sum((C(x, KEY) - x) ** 2)
+    x[70_001] = 1e4
+    y = C(x, KEY)
+    assert abs(y[70_001] - 1e4) < 4 and np.sum((y - x) ** 2) < 1.02 * plain + 16
+
+
+@pytest.mark.parametrize("code", [(1, False, 0, 0, 0), (8, False, 2, 3, 0), (8, True, 0, 1, 0)], ids=str)
+@pytest.mark.parametrize("n", [*(1024 * k + e for k in (2, 4, 32) for e in (-1, 0, 1)), 131071, 131073, 2 * 131072 + 33])
+def test_sizes_about_those_of_lanes_and_chunks(kernels, code, n):
+    x = np.random.default_rng(n).standard_t(3, n).astype(np.float32)
+    y = decoded(kernels, attempt(kernels, x, code)[2], code, n)
+    assert np.abs(y - x).max() < 0.76
+
+
+@pytest.mark.parametrize("bits", [0.1, 2.0])
+@pytest.mark.parametrize("d", [1, 16, 64, 256, 1000])
+def test_short_vectors_are_told_too(d, bits):
+    """Header and models are on top where they would leave nothing."""
+    x = families(d)["gaussian"]
+    for C in (UniformQuantizer(bits=bits), UniformQuantizer(bits=bits, unbiased=True), Trellis(bits=bits)):
+        message = C.encode(x, KEY)
+        assert message.bits <= 4 * bits * d + 280
+        if bits == 2 and d > 1 and not C.unbiased:
+            assert np.sum((C.decode(message, KEY) - x) ** 2) < 0.4 * np.sum(x**2)
+
+
+def test_steps_too_small_are_refused():
+    for step, largest in ((1e-300, 1e20), (1e-320, 1.0)):
+        for unbiased in (False, True):
+            with pytest.raises(ValueError, match="too small"):
+                UniformQuantizer(step=step, unbiased=unbiased).encode(np.array([largest, 1.0]), KEY)
 
 
 def test_more_states_are_nearer(kernels):
@@ -317,13 +380,14 @@ def test_one_symbol_takes_no_words(kernels):
 
 def test_damaged_bytes_give_an_error_or_a_vector(kernels):
     rng = np.random.default_rng(3)
-    x = families(5000)["student"]
-    for code in CODES:
+    for code, size in product(CODES, (5000, 40_000)):
+        x = families(size)["student"]
         data = bytes(attempt(kernels, x, code)[2])
+        head = len(data) if size == 5000 else min(len(data), 400)  # of models, number of words and steps, states
         found = 0
         for _ in range(60):
             bad = bytearray(data)
-            bad[rng.integers(len(bad))] ^= 1 << int(rng.integers(8))
+            bad[rng.integers(head)] ^= 1 << int(rng.integers(8))
             if rng.random() < 0.3:
                 bad = bad[: rng.integers(len(bad))]
             try:
