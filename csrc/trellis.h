@@ -24,8 +24,8 @@
       then. Should the sums of some path leave 16 bits, a worse path is found, and a path nonetheless.
    F. A coordinate too large for a symbol is escaped. On the path it counts like any multiple of 4, which is arbitrary,
       but known without the dither.
-   G. With dither a is compared as it is, without regard to bits, modulo 4 in units of 2^-12, rounded down whatever its
-      sign: so the error depends on a mod 4 alone. */
+   G. With dither a is compared as it is, without regard to bits, modulo 4 in units of 2^-12, and nothing
+      else: the error depends on a mod 4 alone. */
 #ifndef COMPRESS_TRELLIS_H
 #define COMPRESS_TRELLIS_H
 #include "portable.h"
@@ -79,9 +79,9 @@ HD TrellisTerms trellis_terms(const TrellisCost* c) {
 #define TRELLIS_MOST_SHIFT 2.0f
 HD i32 trellis_position(f32 a, f32 scale, f32 shift, int plain) {
   const f32 t = a < 0 ? -a : a, s = plain ? a : max_f32(max_f32(t * scale - shift, t - TRELLIS_MOST_SHIFT), -1);
-  const f32 v = (s > 262144.0f ? 262144.0f : s) * (f32)TRELLIS_ONE;
-  const i32 p = (i32)v;
-  return p - ((f32)p > v); /* down, and not towards zero: with dither the sign of a must not be seen */
+  const f32 v = s > 262144.0f ? 262144.0f : s, fours = nearest_f32(v * 0.25f);
+  /* what is left is exact and below 2: it says nothing about the sign of a, nor does its rounding */
+  return (i32)fours * (4 << TRELLIS_FINE) + (i32)nearest_f32((v - 4 * fours) * (f32)TRELLIS_ONE);
 }
 
 HD i16 trellis_square(u16 distance) { return (i16)((u16)((u32)distance * distance >> 16) >> 4); }
