@@ -21,9 +21,11 @@ SPEEDS = (0, 0.1, 0.5, 1, 3)
 SLACK = 1.1
 
 
-def within(sent, bits):
-    """A hundredth over the budget at the most; two where few coordinates are left to share a header."""
-    return sent <= bits * (1.011 if bits > 0.1 else 1.02)
+def within(sent, bits, C):
+    """A hundredth over the budget at the most; two where few coordinates are left to share a header. The step of an
+    unbiased coder must not know the dither, so the bits of one message scatter."""
+    scatter = 3 / math.sqrt(bits * D / 4) if isinstance(C, Unbiased) and not C.fixed_length else 0
+    return sent <= bits * ((1.011 if bits > 0.1 else 1.02) + scatter)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_it_keeps_to_the_budget_and_the_promise(bits, figures):
     for unbiased, worst_case, _, found in answers(bits):
         C = found.compressor
         sent, errors = figures(C)
-        assert within(sent, bits), (bits, C)
+        assert within(sent, bits, C), (bits, C)
         assert not unbiased or isinstance(C, Unbiased)
         assert not worst_case or (C.guarantee == "proven" and max(errors) <= SLACK * proven(C, D))
 
@@ -126,7 +128,7 @@ def test_the_table_has_what_is_measured(row, figures):
     assert {len(column) for column in row[4:]} == {len(row.rates)} and set(row.rates) <= set(guide.RATES)
     for bits, nmse in zip(row.rates, row.normal, strict=True):
         sent, errors = figures(row.make(bits))
-        assert within(sent, bits) and (bits == 8 or errors[0] == pytest.approx(nmse, rel=0.1))
+        assert within(sent, bits, row.make(bits)) and (bits == 8 or errors[0] == pytest.approx(nmse, rel=0.1))
         assert (isinstance(row.make(bits), Unbiased), row.make(bits).guarantee == "proven") == (
             row.unbiased,
             row.proven,
@@ -148,7 +150,7 @@ def test_what_cannot_be_had_is_named():
     with pytest.raises(ValueError, match=r"speed=1000.*give up speed"):
         recommend(2, speed=1000)
     with pytest.raises(ValueError, match=r"give up speed .* or unbiased"):
-        recommend(2, unbiased=True, worst_case=True, speed=5)
+        recommend(2, unbiased=True, worst_case=True, speed=1)
 
 
 def test_the_readme_agrees():
