@@ -279,14 +279,21 @@ def holders(points):
     return found
 
 
+def slope(start, end):
+    return (end[1] - start[1]) / (end[0] - start[0])
+
+
 def below(points):
-    """[(peer, its NMSE over ours)] of the peers at 0.05 to 8 bits that are below our curve: through our own frontier
-    of any kind, log NMSE linear in bits in between, from the zero vector (no bits, NMSE 1)."""
-    ours = sorted((p.bits, p.nmse) for p in points if p.kind != "peer" and p.nmse > 0)
+    """[(peer, its NMSE over ours)] of the peers at 0.05 to 8 bits that are below our curve: the lower hull of log NMSE
+    over bits, from the zero vector (no bits, NMSE 1) on. Between two of its points are coders that take any rate."""
     curve = [(0.0, 0.0)]
-    for bits, nmse in ours:
-        if math.log(nmse) < curve[-1][1]:
-            curve.append((bits, math.log(nmse)))
+    for bits, nmse in sorted((p.bits, p.nmse) for p in points if p.kind != "peer" and p.nmse > 0):
+        point = bits, math.log(nmse)
+        if bits == curve[-1][0] or point[1] >= curve[-1][1]:
+            continue
+        while len(curve) > 1 and slope(curve[-2], curve[-1]) >= slope(curve[-1], point):
+            curve.pop()
+        curve.append(point)
     found = []
     for p in points:
         if p.kind == "peer" and 0.05 <= p.bits <= 8:
