@@ -279,25 +279,23 @@ def holders(points):
     return found
 
 
-def slope(start, end):
-    return (end[1] - start[1]) / (end[0] - start[0])
+ANY_RATE = ("Trellis", "UniformQuantizer")
 
 
 def below(points):
-    """[(peer, its NMSE over ours)] of the peers at 0.05 to 8 bits that are below our curve: the lower hull of log NMSE
-    over bits, from the zero vector (no bits, NMSE 1) on. Between two of its points are coders that take any rate."""
+    """[(peer, its NMSE over ours)] of the peers at 0.05 to 8 bits that are below our curve: the best of all in at most
+    as many bits, or what a coder of any rate has there, log NMSE linear in bits between two that were measured and from
+    the zero vector (no bits, NMSE 1) on."""
+    ours = sorted((p.bits, p.nmse) for p in points if p.kind != "peer" and p.nmse > 0)
     curve = [(0.0, 0.0)]
-    for bits, nmse in sorted((p.bits, p.nmse) for p in points if p.kind != "peer" and p.nmse > 0):
-        point = bits, math.log(nmse)
-        if bits == curve[-1][0] or point[1] >= curve[-1][1]:
-            continue
-        while len(curve) > 1 and slope(curve[-2], curve[-1]) >= slope(curve[-1], point):
-            curve.pop()
-        curve.append(point)
+    for bits, nmse in sorted((p.bits, p.nmse) for p in points if p.family in ANY_RATE and p.nmse > 0):
+        if math.log(nmse) < curve[-1][1]:
+            curve.append((bits, math.log(nmse)))
     found = []
     for p in points:
         if p.kind == "peer" and 0.05 <= p.bits <= 8:
-            ratio = p.nmse / math.exp(np.interp(p.bits, *zip(*curve, strict=True)))
+            best = min((nmse for bits, nmse in ours if bits <= p.bits), default=1.0)
+            ratio = p.nmse / min(best, math.exp(np.interp(p.bits, *zip(*curve, strict=True))))
             if ratio < 1:
                 found.append((p, ratio))
     return sorted(found, key=lambda pair: pair[1])

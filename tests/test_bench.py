@@ -74,7 +74,8 @@ def test_ideal_uniform_on_a_gaussian_and_on_bad_vectors():
 
 def point(kind, bits, nmse):
     about = dict.fromkeys([f.name for f in fields(frontier.Point)], 0.0)
-    return frontier.Point(**about | {"compressor": f"{kind} {bits}", "kind": kind, "bits": bits, "nmse": nmse})
+    about |= {"compressor": f"{kind} {bits}", "family": "Trellis" if kind == "contractive" else "", "kind": kind}
+    return frontier.Point(**about | {"bits": bits, "nmse": nmse})
 
 
 def test_who_holds_a_budget_and_which_peers_are_below():
@@ -82,15 +83,16 @@ def test_who_holds_a_budget_and_which_peers_are_below():
         point("unbiased", 1.0, 0.9),
         point("contractive", 1.0, 0.5),
         point("contractive", 2.0, 0.1),
+        point("unbiased", 1.4, 0.23),  # of a rate that another has: no part of a curve
         point("peer", 1.0, 0.6),
         point("peer", 1.5, 0.2),  # ours at 1.5: sqrt(0.5 x 0.1) = 0.224
     ]
     held = {(budget, promise): p for budget, promise, p in frontier.holders(points)}
     assert (0.5, "any") not in held
-    assert held[1, "unbiased"] is points[0] and held[1, "any"] is points[1] and held[1, "peer"] is points[3]
-    assert held[8, "any"] is points[2] and held[8, "peer"] is points[4]
+    assert held[1, "unbiased"] is points[0] and held[1, "any"] is points[1] and held[1, "peer"] is points[4]
+    assert held[8, "any"] is points[2] and held[8, "peer"] is points[5]
     ((peer, ratio),) = frontier.below(points)
-    assert peer is points[4] and ratio == pytest.approx(0.2 / np.sqrt(0.05))
+    assert peer is points[5] and ratio == pytest.approx(0.2 / np.sqrt(0.05))
 
 
 INSTALLED = [family for family in peers.FAMILIES if not peers.absent_modules(family)]
