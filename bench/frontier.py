@@ -290,6 +290,8 @@ def below(points):
     curve = [(0.0, 0.0)]
     for bits, nmse in sorted((p.bits, p.nmse) for p in points if p.family in ANY_RATE and p.nmse > 0):
         if math.log(nmse) < curve[-1][1]:
+            while bits <= 1.02 * curve[-1][0]:  # at one rate the best alone
+                curve.pop()
             curve.append((bits, math.log(nmse)))
     found = []
     for p in points:
