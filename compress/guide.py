@@ -294,8 +294,8 @@ def recommend(
 
     Smallest in the mean of N(0, 1) and a network's gradient, to a tenth; one choice for vectors of all kinds.
 
-    bits: a coordinate, 0.05 to 8; messages of 2^17 coordinates and more keep to it within 1%, or 2% below 0.25 bits; those
-    of an entropy coder that is unbiased scatter about it by 200 / sqrt(bits d) percent.
+    bits: a coordinate, 0.05 to 8; messages of 2^17 coordinates and more keep to it within 1%, or 2% below 0.25 bits;
+    those of an entropy coder that is unbiased scatter about it by 200 / sqrt(bits d) percent.
 
     unbiased: E C(x) = x, which methods without error feedback need.
 

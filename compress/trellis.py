@@ -167,7 +167,9 @@ class _Search:
     def __init__(self, compressor, x, key, rms, largest):
         self.c, self.x, self.key, self.rms, self.largest = compressor, x, key, rms, largest
         self.finest = max(largest * 2.0**-22, 1e-300)
-        self.coarsest = 64 * largest  # beyond, a dithered message says as good as nothing and errs the more
+        # beyond, a dithered message says as good as nothing and errs the more
+        short = compressor.rate is not None and x.size * compressor.rate < _SHORT
+        self.coarsest = (1 if short else 64) * largest
         self.byte = 8 / (x.size * compressor.rate) if compressor.rate is not None else 0.0  # what a miss is told to
 
     def attempt(self, x, key, step, plan, measured=False):
@@ -184,21 +186,32 @@ class _Search:
         # the step must not know the dither, or the error would depend on it: another one is tried out
         trial = self.key.fold(_TRIAL) if c.unbiased else self.key
         plan, step, slope = self.planned(trial)
+        measured = c.rate is None or self.x.size <= 4 * _SAMPLE
         steps, best = _Steps(self, slope), (math.inf, step)
         for _ in range(_STEPS):
             attempt = None  # frees its arrays before the next takes its own
-            attempt = self.attempt(self.x, trial, step, plan, measured=c.rate is None)
+            attempt = self.attempt(self.x, trial, step, plan, measured)
             miss = attempt.miss(self.rms)
             if abs(miss) <= max(_NEAR, self.byte) or (step <= self.finest and miss < 0):
                 if not c.unbiased:
-                    return attempt.payload()
+                    return self.unless_nothing(attempt).payload()
                 break
             best = min(best, (abs(miss), step))
             step = steps.next(step, miss)
         else:
             step = best[1]
         attempt = None
-        return self.attempt(self.x, self.key, step, plan).payload()
+        attempt = self.attempt(self.x, self.key, step, plan, measured)
+        return (attempt if c.unbiased else self.unless_nothing(attempt)).payload()
+
+    def unless_nothing(self, attempt):
+        """The attempt, or one that sends the largest coordinates alone, where it tells no more than zeros would: error
+        feedback, for one, would wait for ever. Too few bits end so, and costs learned from too few coordinates."""
+        if not attempt.moments and not attempt.bits:
+            attempt = self.attempt(self.x, self.key, attempt.step, attempt.plan, measured=True)
+        if not attempt.moments or attempt.error(self.rms) < 1 - 1e-6:
+            return attempt
+        return self.attempt(self.x, self.key, *self.c._largest_alone(self.largest))
 
     def planned(self, key):
         """From samples a plan, the step with which it would meet the target, and how the miss goes with the step."""
@@ -439,7 +452,9 @@ class UniformQuantizer(_Coded):
     """Multiples of a step, entropy coded: the plainest coder, at any rate, and lossy to taste.
 
     Exactly one of `bits` (a coordinate, the whole message within 1% for d >= 2^16 unless the vector is told exactly
-    before; of a message of less than 2048 bits, header and models, about 200, are partly on top), `nmse` (||C(x) - x||^2 / ||x||^2, within 1%) and `step`.
+    before; of a message of less than 2048 bits, header and models, about 200, are partly on top), `nmse`
+    (||C(x) - x||^2 / ||x||^2, within 1%) and `step`. A vector of few different values has few rates and errors: it gets
+    one near by. Where the bits would tell no more than zeros, the largest coordinates are sent, whatever they take.
 
     unbiased=False: x -> k step with a dead zone, thresholds and levels as rate and error together want them
     (Sullivan, IEEE Trans. Inf. Theory 42, 1996): near the bound at low rates, 1.42 x the bound at high ones.
@@ -475,6 +490,9 @@ class UniformQuantizer(_Coded):
 
     def _labels(self):
         return (0,)
+
+    def _largest_alone(self, largest):
+        return largest / 2, _Plan(taught=True, dead=0.99, rounding=0.5)
 
     @classmethod
     def examples(cls):
@@ -523,8 +541,8 @@ class Trellis(_Coded):
     With G the second moment of the cells of Q, coding Q given u takes at most log2(2 pi e G) / 2 bits a coordinate more
     than the rate-distortion function of any x (Zamir, Feder, IEEE Trans. Inf. Theory 38, 1992).
 
-    guarantee is "none", so omega and alpha are TypeErrors: the rate decides what is lost. ValueError for a norm
-    below 1e-290 or above 1e290, for fewer than 0.25 bits where unbiased, and where x has not the size of `shape`.
+    guarantee is "none", so alpha (omega, where unbiased) is a TypeError: the rate decides what is lost. ValueError for
+    a norm below 1e-290 or above 1e290, for fewer than 0.25 bits where unbiased, and where x has not the size of `shape`.
 
     >>> import numpy as np, compress
     >>> x = np.random.default_rng(0).standard_normal(2**16).astype(np.float32)
@@ -617,6 +635,10 @@ class Trellis(_Coded):
 
     def _labels(self):
         return (0,) if self.unbiased else (0, 1)
+
+    def _largest_alone(self, largest):
+        """Zeros weigh 8 squared steps less: 3.5 steps are worth a level, 3 are not."""
+        return largest / 3.5, _Plan(1, True, np.tile(np.array([1, 0, -8, -8, 0, 1], np.float32), _shapes.LEVEL_OCTAVES))
 
     @classmethod
     def examples(cls):

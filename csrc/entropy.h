@@ -45,7 +45,7 @@ enum {
   ENTROPY_LOW = 1 << 16,
   ENTROPY_SYMBOLS = 241, /* in entropy_order, all that there are */
   ENTROPY_TAIL = 15,
-  ENTROPY_TAIL_SHIFT = 28, /* in the number of words */
+  ENTROPY_TAIL_SHIFT = 28,                             /* in the number of words */
   ENTROPY_HEAD = ENTROPY_LANES / 2 + 4 * ENTROPY_LANES /* bytes of lengths and states at most */
 };
 

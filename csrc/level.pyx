@@ -545,7 +545,7 @@ def level_bits(tuple code, counts, f64 scale) -> tuple:
 
 
 def level_encode(tuple code, tuple sent, symbol, model, extra, counts, bytes escapes, bytes sizes) -> bytearray:
-    """Models, chunks and escapes of what level_encode_symbols made with `code`, to be decoded with the coarser `sent`."""
+    """Models, chunks and escapes of what level_encode_symbols made with `code`, decoded with the coarser `sent`."""
     cdef View s = view(symbol, b"B")
     cdef View m = view(model, b"B") if model is not None else None
     cdef View e = view(extra, b"H") if extra is not None else None

@@ -66,7 +66,7 @@ enum { TRELLIS_FINE = 12, TRELLIS_ONE = 1 << TRELLIS_FINE };
 
 HD i16 trellis_fixed(f32 x, f32 unit, i32 least, i32 most) {
   const f32 v = x * unit;
-  return (i16)(v < (f32)least ? least : v > (f32)most ? most : (i32)nearest_f32(v));
+  return (i16)(v<(f32)least ? least : v>(f32) most ? most : (i32)nearest_f32(v));
 }
 HD TrellisTerms trellis_terms(const TrellisCost* c) {
   const TrellisTerms terms = {trellis_fixed(c->zero, 256, -2047, 2047), trellis_fixed(c->other, 256, -2047, 2047),
@@ -126,7 +126,9 @@ HD i32 trellis_level(i32 position, i32 minus, i32 q, i32 bit, TrellisTerms c, in
   const i32 coset = q + 2 * (bit ^ turned), after = s - (coset << TRELLIS_FINE) + 2 * TRELLIS_ONE;
   const i32 j = (after >> (TRELLIS_FINE + 2)) * 4 + coset;
   const i32 four = 2 * (TRELLIS_ONE - c.zero), three = 3 * TRELLIS_ONE / 2 - (c.other * 683 >> 8);
-  const i32 zero = coset == 0 ? most_i32(four, 2 * TRELLIS_ONE) : labels && coset == 3 ? most_i32(three, TRELLIS_ONE) : 0;
+  const i32 zero = coset == 0             ? most_i32(four, 2 * TRELLIS_ONE)
+                   : labels && coset == 3 ? most_i32(three, TRELLIS_ONE)
+                                          : 0;
   const i32 size = s < zero ? 0 : j;
   return plain ? j : (size ^ -minus) + minus;
 }

@@ -29,10 +29,9 @@ static void trellis_tabulate(const TrellisCost* cost, TrellisTable* table) {
 }
 HD void trellis_look(const i16 table[64], const u8* octave, i16* value) {
 #ifdef ENTROPY_VECTOR
-  _mm512_storeu_si512(value,
-                      _mm512_permutex2var_epi16(_mm512_loadu_si512(table),
-                                                _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)octave)),
-                                                _mm512_loadu_si512(table + 32)));
+  _mm512_storeu_si512(value, _mm512_permutex2var_epi16(_mm512_loadu_si512(table),
+                                                       _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)octave)),
+                                                       _mm512_loadu_si512(table + 32)));
 #else
   int l;
   for (l = 0; l < TRELLIS_LANES; ++l) value[l] = table[octave[l]];
@@ -56,7 +55,8 @@ HD void trellis_metrics_of(const f32* restrict a, const u8* restrict octave, i16
                                    octave ? look[1][l] * (1 / 4096.0f) : shift, plain);
   for (l = 0; l < TRELLIS_LANES; ++l) fraction[l] = (i16)(u16)((u32)position[l] << 2);
   if (!plain) {
-    for (l = 0; l < TRELLIS_LANES; ++l) near[l] = (i16)(position[l] < 7 * TRELLIS_ONE ? position[l] : 7 * TRELLIS_ONE - 1);
+    for (l = 0; l < TRELLIS_LANES; ++l)
+      near[l] = (i16)(position[l] < 7 * TRELLIS_ONE ? position[l] : 7 * TRELLIS_ONE - 1);
     for (l = 0; l < TRELLIS_LANES; ++l) minus[l] = (i16)(a[l] < 0 ? -1 : 0);
   }
   for (l = 0; l < TRELLIS_LANES; ++l) {

@@ -300,7 +300,7 @@ def test_the_search_finds_the_best_path(kernels, states, labels, context, bits):
 def test_costs_out_of_all_proportion_give_a_worse_path_and_no_other_message(kernels):
     """What the search says that it found is what the decoder finds, whatever 16 bits make of the costs."""
     rng = np.random.default_rng(2)
-    for trial in range(150):
+    for _ in range(150):
         n = int(rng.choice([1, 2, 5, 100, 2500]))
         code = (int(rng.choice(sorted(POLYNOMIALS))), bool(rng.integers(2)), 0, int(rng.choice([0, 7])), 0)
         row = rng.uniform([0.2, 0, -9, -9, -5, 1], [1, 4, 9, 9, 5, 4])
@@ -332,7 +332,9 @@ def test_an_outlier_that_no_sample_saw_keeps_its_size(C):
 
 
 @pytest.mark.parametrize("code", [(1, False, 0, 0, 0), (8, False, 2, 3, 0), (8, True, 0, 1, 0)], ids=str)
-@pytest.mark.parametrize("n", [*(1024 * k + e for k in (2, 4, 32) for e in (-1, 0, 1)), 131071, 131073, 2 * 131072 + 33])
+@pytest.mark.parametrize(
+    "n", [*(1024 * k + e for k in (2, 4, 32) for e in (-1, 0, 1)), 131071, 131073, 2 * 131072 + 33]
+)
 def test_sizes_about_those_of_lanes_and_chunks(kernels, code, n):
     x = np.random.default_rng(n).standard_t(3, n).astype(np.float32)
     y = decoded(kernels, attempt(kernels, x, code)[2], code, n)
@@ -349,6 +351,39 @@ def test_short_vectors_are_told_too(d, bits):
         assert message.bits <= 4 * bits * d + 280
         if bits == 2 and d > 1 and not C.unbiased:
             assert np.sum((C.decode(message, KEY) - x) ** 2) < 0.4 * np.sum(x**2)
+
+
+@pytest.mark.parametrize(
+    "C",
+    [
+        UniformQuantizer(bits=0.1),
+        UniformQuantizer(bits=2.0),
+        Trellis(bits=0.1),
+        Trellis(bits=1.0),
+        Trellis(bits=0.1, states=256),
+        Trellis(bits=0.25, context=True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("d", [1, 2, 5, 30, 256, 511, 1000])
+def test_a_message_says_more_than_zeros(C, d):
+    """Or error feedback would never move; and costs learned from few coordinates never say less."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        signs, noise = rng.choice([-1.0, 1.0], d), rng.standard_normal(d)
+        for x in (
+            np.r_[1, 1e-3 * noise[1:]],
+            np.r_[1e30, 1e-3 * noise[1:]],
+            signs,
+            signs * (rng.random(d) < 0.5),
+            noise,
+        ):
+            assert not x.any() or np.sum((C(x, KEY) - x) ** 2) < np.sum(x**2)
+
+
+def test_values_that_have_no_such_rate_are_sent_all_the_same():
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], 1 << 18).astype(np.float32)
+    assert np.array_equal(UniformQuantizer(bits=0.5)(signs, KEY), signs)
 
 
 def test_steps_too_small_are_refused():
