@@ -542,7 +542,8 @@ class Trellis(_Coded):
     than the rate-distortion function of any x (Zamir, Feder, IEEE Trans. Inf. Theory 38, 1992).
 
     guarantee is "none", so alpha (omega, where unbiased) is a TypeError: the rate decides what is lost. ValueError for
-    a norm below 1e-290 or above 1e290, for fewer than 0.25 bits where unbiased, and where x has not the size of `shape`.
+    a norm below 1e-290 or above 1e290, for fewer than 0.25 bits where unbiased, and where x is not of the size of
+    `shape`.
 
     >>> import numpy as np, compress
     >>> x = np.random.default_rng(0).standard_normal(2**16).astype(np.float32)
