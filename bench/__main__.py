@@ -22,6 +22,9 @@ def chosen(args, backend):
 
     from . import gradients
 
+    if args.columns is not None and args.columns < 2:
+        raise ValueError(f"--columns must be 2 or more, got {args.columns}")
+
     def checked(name, title, x, columns=None):
         x = compress.asarray(x, backend=backend)
         compress.compressor.check_finite(x)

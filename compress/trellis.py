@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import ClassVar
 
 import numpy as np
@@ -66,8 +67,12 @@ class _Coded(Compressor):
         names = [name for name in ("rate", "nmse", "step") if getattr(self, name, None) is not None]
         if len(names) != 1:
             given = " and ".join("bits" if n == "rate" else n for n in names) or "none"
-            raise ValueError(f"give exactly one of bits, nmse{', step' if hasattr(self, 'step') else ''}: got {given}")
-        value = float(getattr(self, names[0]))
+            step = ", step" if any(f.name == "step" for f in fields(self)) else ""
+            raise ValueError(f"give exactly one of bits, nmse{step}: got {given}")
+        value = getattr(self, names[0])
+        if not isinstance(value, Real):
+            raise TypeError(f"{'bits' if names[0] == 'rate' else names[0]} must be a number, got {value!r}")
+        value = float(value)
         most = {"rate": 16.0, "nmse": 1.0, "step": math.inf}[names[0]]
         if not 0 < value < math.inf or value > most:
             raise ValueError(f"{'bits' if names[0] == 'rate' else names[0]} must be in (0, {most:g}], got {value}")

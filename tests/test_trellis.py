@@ -568,6 +568,10 @@ def test_models_are_as_coarse_as_the_vector_is_short(kernels):
 
 
 def test_parameters_are_refused():
+    with pytest.raises(ValueError, match=r"exactly one of bits, nmse: got none"):
+        Trellis()
+    with pytest.raises(TypeError, match="bits must be a number"):
+        UniformQuantizer(bits="2")
     for bad in (dict(), dict(bits=1, nmse=0.1), dict(bits=-1), dict(nmse=2), dict(bits=math.nan)):
         for cls in (UniformQuantizer, Trellis):
             with pytest.raises(ValueError):
