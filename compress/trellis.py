@@ -43,7 +43,14 @@ _SIGN = 1
 _TRIAL = 2
 _ROTATION = 4096  # coordinates that a rotation mixes
 _BIT = 0.35  # squared steps that the search may give for a bit; .3 to .46 are within a thousandth
-_PLAIN = np.tile(np.array([1, 0, 0, 0, 0, 1], np.float32), _shapes.LEVEL_OCTAVES)  # distance alone
+
+
+def _costs(zero=0.0, other=0.0):
+    """What zeros of even and odd states cost more than other levels, in squared steps, in any context (trellis.h)."""
+    return np.tile(np.array([1, 0, zero, other, 0, 1], np.float32), _shapes.LEVEL_OCTAVES)
+
+
+_PLAIN = _costs()  # distance alone
 
 
 class _Coded(Compressor):
@@ -69,13 +76,13 @@ class _Coded(Compressor):
             given = " and ".join("bits" if n == "rate" else n for n in names) or "none"
             step = ", step" if any(f.name == "step" for f in fields(self)) else ""
             raise ValueError(f"give exactly one of bits, nmse{step}: got {given}")
-        value = getattr(self, names[0])
+        value, called = getattr(self, names[0]), "bits" if names[0] == "rate" else names[0]
         if not isinstance(value, Real):
-            raise TypeError(f"{'bits' if names[0] == 'rate' else names[0]} must be a number, got {value!r}")
+            raise TypeError(f"{called} must be a number, got {value!r}")
         value = float(value)
         most = {"rate": 16.0, "nmse": 1.0, "step": math.inf}[names[0]]
         if not 0 < value < math.inf or value > most:
-            raise ValueError(f"{'bits' if names[0] == 'rate' else names[0]} must be in (0, {most:g}], got {value}")
+            raise ValueError(f"{called} must be in (0, {most:g}], got {value}")
         settle(self, names[0], value)
         if self.unbiased and self._states > 1 and names[0] == "rate" and value < 0.25:
             raise ValueError(
@@ -172,10 +179,10 @@ class _Search:
     def __init__(self, compressor, x, key, rms, largest):
         self.c, self.x, self.key, self.rms, self.largest = compressor, x, key, rms, largest
         self.finest = max(largest * 2.0**-22, 1e-300)
+        budget = math.inf if compressor.rate is None else x.size * compressor.rate
         # beyond, a dithered message says as good as nothing and errs the more
-        short = compressor.rate is not None and x.size * compressor.rate < _SHORT
-        self.coarsest = (1 if short else 64) * largest
-        self.byte = 8 / (x.size * compressor.rate) if compressor.rate is not None else 0.0  # what a miss is told to
+        self.coarsest = (1 if budget < _SHORT else 64) * largest
+        self.byte = 8 / budget  # what a miss is told to
 
     def attempt(self, x, key, step, plan, measured=False):
         return _Attempt(self.c, x, key, step, plan, self.x.size, self.largest, measured)
@@ -199,7 +206,7 @@ class _Search:
             miss = attempt.miss(self.rms)
             if abs(miss) <= max(_NEAR, self.byte) or (step <= self.finest and miss < 0):
                 if not c.unbiased:
-                    return self.unless_nothing(attempt).payload()
+                    return self.unless_nothing(attempt)
                 break
             best = min(best, (abs(miss), step))
             step = steps.next(step, miss)
@@ -207,16 +214,16 @@ class _Search:
             step = best[1]
         attempt = None
         attempt = self.attempt(self.x, self.key, step, plan, measured)
-        return (attempt if c.unbiased else self.unless_nothing(attempt)).payload()
+        return attempt.payload() if c.unbiased else self.unless_nothing(attempt)
 
     def unless_nothing(self, attempt):
-        """The attempt, or one that sends the largest coordinates alone, where it tells no more than zeros would: error
+        """The payload, or that of the largest coordinates alone where it would tell no more than zeros do: error
         feedback, for one, would wait for ever. Too few bits end so, and costs learned from too few coordinates."""
         if not attempt.moments and not attempt.bits:
             attempt = self.attempt(self.x, self.key, attempt.step, attempt.plan, measured=True)
-        if not attempt.moments or attempt.error(self.rms) < 1 - 1e-6:
-            return attempt
-        return self.attempt(self.x, self.key, *self.c._largest_alone(self.largest))
+        if attempt.moments and attempt.error(self.rms) >= 1 - 1e-6:
+            attempt = self.attempt(self.x, self.key, *self.c._largest_alone(self.largest))
+        return attempt.payload()
 
     def planned(self, key):
         """From samples a plan, the step with which it would meet the target, and how the miss goes with the step."""
@@ -227,20 +234,22 @@ class _Search:
             part, k = _sample(x, _SAMPLE, 32), kernels.of(x)
             rms = float(k.norm(part, k.NORM_L2)) / math.sqrt(part.size) or self.rms
             step = _short(rms * 2.0**-c.rate * 1.6)
-        tried = []
+        tried, few = [], self.sample(_SAMPLE // (2 if c.context else 4))
         for labels in c._labels():
-            few = _SAMPLE // (2 if c.context else 4)
             attempt, plan, slope = self.lessons(key, few, 0.03, step, _Plan(labels=labels))
             step, miss = attempt.step, attempt.miss(self.rms)
             loss = math.log2(max(attempt.error(self.rms), 1e-300)) + 2 * attempt.rate() + 10 * max(abs(miss) - 0.03, 0)
             tried.append((loss + 0.01 * labels, step, plan))
         _, step, plan = min(tried, key=lambda t: t[0])
-        attempt, plan, slope = self.lessons(key, _SAMPLE, _NEAR / 2, step, plan)
+        attempt, plan, slope = self.lessons(key, self.sample(_SAMPLE), _NEAR / 2, step, plan)
         return plan, attempt.step, slope
 
-    def lessons(self, key, size, near, step, plan):
-        c, first = self.c, not (self.c.unbiased or plan.taught)
-        part, steps, lessons = _sample(self.x, size, c._neighbours()), _Steps(self), 0
+    def sample(self, size):
+        return _sample(self.x, size, self.c._neighbours())
+
+    def lessons(self, key, part, near, step, plan):
+        first = not (self.c.unbiased or plan.taught)
+        steps, lessons = _Steps(self), 0
         for turn in range(_STEPS):
             attempt = self.attempt(part, key, step, plan, measured=True)
             miss = attempt.miss(self.rms)
@@ -255,7 +264,7 @@ class _Search:
 
     def taught(self, step):
         """A plan for a step that is given."""
-        part, plan = _sample(self.x, _SAMPLE, self.c._neighbours()), _Plan()
+        part, plan = self.sample(_SAMPLE), _Plan()
         for _ in range(_LESSONS + 1):
             plan = self.attempt(part, self.key, step, plan, measured=True).learn()
         return plan
@@ -317,7 +326,7 @@ class _Attempt:
         chunks = whole + (rest > 0)
         header = 64 + 32 * chunks * (2 if self.escapes else 1) + whole * _lane_bits(32, bits)
         if rest:
-            header += _lane_bits(1 << min(max(rest // 1024, 1).bit_length() - 1, 5), bits)
+            header += _lane_bits(self.k.entropy_lane_count(rest), bits)
         share = 1.0 if self.c.rate is None else min(self.c.rate * self.whole / _SHORT, 1.0)
         fixed = share * header + max(share, 0.25) * self.model_bits
         return bits + 8 * len(self.escaped[0]) / self.size + fixed / self.whole
@@ -644,7 +653,7 @@ class Trellis(_Coded):
 
     def _largest_alone(self, largest):
         """Zeros weigh 8 squared steps less: 3.5 steps are worth a level, 3 are not."""
-        return largest / 3.5, _Plan(1, True, np.tile(np.array([1, 0, -8, -8, 0, 1], np.float32), _shapes.LEVEL_OCTAVES))
+        return largest / 3.5, _Plan(1, True, _costs(-8, -8))
 
     @classmethod
     def examples(cls):

@@ -28,6 +28,11 @@ ENTROPY_LARGEST_CHUNK = <int>ENTROPY_CHUNK
 ENTROPY_LONGEST_TAIL = <int>ENTROPY_TAIL
 
 
+def entropy_lane_count(i64 n) -> int:
+    """The lanes of a chunk of n symbols."""
+    return entropy_lanes(n)
+
+
 # A growing string of bytes and bits, least significant first.
 ctypedef struct Writer:
     u8* data

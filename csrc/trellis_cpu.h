@@ -219,7 +219,8 @@ TRELLIS_INSTANCE(64)
 TRELLIS_INSTANCE(256)
 #undef TRELLIS_INSTANCE
 
-/* The best paths through `steps` places of 32 lanes, without a cost the nearest; `decision` has steps * 32 * trellis_planes(states) bytes. */
+/* The best paths through `steps` places of 32 lanes, without a cost the nearest; `decision` has
+   steps * 32 * trellis_planes(states) bytes. */
 static void trellis_search_of(const f32* a, const u8* octave, i64 steps, const TrellisCost* cost, u8* decision, i32* w,
                               int labels, int states) {
   switch (states) {
