@@ -60,9 +60,9 @@ class BuildParallel(build_ext):
 
 
 setup(
-    packages=["compress", "compress._cpu", "compress._csrc"],
+    packages=["compress", "compress._cpu", "compress._gpu", "compress._csrc"],
     package_dir={"compress._csrc": "csrc"},
-    package_data={"compress._csrc": ["*.h", "*.pyx", "*.cu"]},
+    package_data={"compress._csrc": ["*.h", "*.pyx", "*.cu", "*.cuh"]},
     include_package_data=False,
     ext_modules=[extension(name, flags) for name, flags in INSTRUCTION_SETS.items()],
     cmdclass={"build_ext": BuildParallel},

@@ -56,7 +56,7 @@ cdef inline void natural_sign(const real* x, int n, i32 s, u32* code) noexcept n
 cdef inline f64 recentre(f64 scale) noexcept nogil:
     if scale >= 7.9e-31 and scale <= 1.2e30:     # 2^-100 .. 2^100
         return 1
-    return POWER_UP if scale < 1 else POWER_DOWN
+    return RESCALE_UP if scale < 1 else RESCALE_DOWN
 
 
 cdef inline f64 read_scale(const u8* scales, i64 index, int wire) noexcept nogil:

@@ -22,4 +22,10 @@ HD u64 magnitude_f64(f64 x) { return bits_f64(x) & 0x7fffffffffffffffull; }
 #define INFINITE_F32 0x7f800000u
 #define INFINITE_F64 0x7ff0000000000000ull
 
+enum { NORM_L2, NORM_MAX, NORM_MEAN_ABS };
+
+/* Exact factors between the range of float64 and the middle of it. */
+#define RESCALE_UP 0x1p600
+#define RESCALE_DOWN 0x1p-600
+
 #endif

@@ -9,19 +9,17 @@ cdef extern from "reduce.h" nogil:
     u64 magnitude_f64(f64)
     const u32 INFINITE_F32
     const u64 INFINITE_F64
+    ctypedef enum Norm:
+        L2_NORM "NORM_L2"
+        MAX_NORM "NORM_MAX"
+        MEAN_ABS "NORM_MEAN_ABS"
+    const f64 RESCALE_UP
+    const f64 RESCALE_DOWN
 
 ctypedef enum Term:
     SQUARE
     ABS
     SELF
-
-ctypedef enum Norm:
-    L2_NORM
-    MAX_NORM
-    MEAN_ABS
-
-# Exact factors between the range of float64 and the middle of it.
-cdef f64 POWER_UP = 2.0 ** 600, POWER_DOWN = 2.0 ** -600
 
 
 cdef inline f64 fold_lanes(f64* lane) noexcept nogil:
@@ -177,7 +175,7 @@ cdef f64 norm_of(const real* x, i64 n, Norm norm) noexcept nogil:
     if norm == MEAN_ABS:
         total = sum_terms(x, n, ABS)
         if not total < f64_bits(INFINITE_F64) and largest_magnitude(x, n) < f64_bits(INFINITE_F64):
-            return sum_scaled(x, n, POWER_DOWN, ABS) / n * POWER_UP
+            return sum_scaled(x, n, RESCALE_DOWN, ABS) / n * RESCALE_UP
         return total / n
     total = sum_terms(x, n, SQUARE)
     if total > 1e-280 and total < 1e300:
@@ -186,8 +184,8 @@ cdef f64 norm_of(const real* x, i64 n, Norm norm) noexcept nogil:
     if total == 0 or not total < f64_bits(INFINITE_F64):
         return total
     if total < 1:
-        return sqrt(sum_scaled(x, n, POWER_UP, SQUARE)) * POWER_DOWN
-    return sqrt(sum_scaled(x, n, POWER_DOWN, SQUARE)) * POWER_UP
+        return sqrt(sum_scaled(x, n, RESCALE_UP, SQUARE)) * RESCALE_DOWN
+    return sqrt(sum_scaled(x, n, RESCALE_DOWN, SQUARE)) * RESCALE_UP
 
 
 def norm(x, int which) -> float:

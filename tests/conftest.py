@@ -2,10 +2,12 @@
 
 import importlib
 
+import backends
 import numpy as np
 import pytest
 
 from compress._cpu import default
+from compress._gpu import device
 
 
 def pytest_addoption(parser):
@@ -22,10 +24,14 @@ def pytest_runtest_makereport(item, call):
 INSTRUCTION_SETS = default.instruction_sets()
 
 
-@pytest.fixture(params=INSTRUCTION_SETS)
+@pytest.fixture(params=[*INSTRUCTION_SETS, "grid", "gpu"])
 def kernels(request):
-    """The CPU kernels, once for each instruction set this processor runs."""
-    return importlib.import_module(f"compress._cpu.{request.param}")
+    """The kernels: of each instruction set this processor runs, of the GPU on the host's grid, of a GPU."""
+    if request.param in INSTRUCTION_SETS:
+        yield importlib.import_module(f"compress._cpu.{request.param}")
+        return
+    yield backends.Kernels(request.param)
+    device._cupy = None
 
 
 def families(d: int, seed: int = 0, dtype=np.float32) -> dict[str, np.ndarray]:
