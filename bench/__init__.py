@@ -1,8 +1,11 @@
-"""Benchmarks that can be checked: `python -m bench [frontier | speed | guide | papers NAME]`.
+"""Benchmarks that can be checked: `python -m bench [frontier | speed | gpu_check | guide | papers NAME]`.
 
 frontier  Every compressor over its parameter range on one vector: bits that left, error, proven constants, speed;
           --input all on several, --peers beside other packages.
-speed     Every kernel against memcpy in the same process, and against the bar set for it.
+speed     Every kernel against memcpy in the same process, and against the bar set for it; --backend gpu against a copy
+          on the device.
+gpu_check On a machine with a GPU: every message byte for byte against the CPU's, compute-sanitizer where it is
+          installed, and the speeds.
 guide     The table behind compress.recommend: errors and speeds of every row, measured again.
 papers    The statements of a paper that a machine can check, each with the figure measured here and ok or not.
 

@@ -12,11 +12,10 @@ def frontier(args):
     from . import frontier
 
     options = {"seed": args.seed, "quick": args.quick, "trials": args.trials, "peers": args.peers}
-    inputs = chosen(args, choose(args.backend))
-    frontier.run(inputs, args.out, **options, detail=args.input != "all")
+    frontier.run(chosen(args), args.out, **options, detail=args.input != "all", backend=choose(args.backend))
 
 
-def chosen(args, backend):
+def chosen(args):
     """(name, title, x, columns or None) of every input asked for, each made when its turn comes."""
     import compress
 
@@ -26,7 +25,7 @@ def chosen(args, backend):
         raise ValueError(f"--columns must be 2 or more, got {args.columns}")
 
     def checked(name, title, x, columns=None):
-        x = compress.asarray(x, backend=backend)
+        x = compress.asarray(x)
         compress.compressor.check_finite(x)
         if not x.any():
             raise ValueError(f"{title}: {x.size} elements, none of them other than zero, so that errors have no scale")
@@ -52,23 +51,34 @@ def chosen(args, backend):
 
 
 def speed(args):
+    if choose(args.backend) == "gpu":
+        from . import gpu
+
+        if args.pytest_args:
+            raise ValueError(f"on a GPU there is nothing for {' '.join(args.pytest_args)} to go to")
+        return gpu.run(args.out, check=False)
+
     from . import speed
 
-    choose(args.backend)
     return speed.run(args.out, args.pytest_args)
+
+
+def gpu_check(args):
+    choose("gpu")
+    from . import gpu
+
+    return gpu.run(args.out, args.quick, speed=not args.bytes_only, sanitizer=not args.bytes_only)
 
 
 def guide(args):
     from . import guide
 
-    choose(args.backend)
-    return guide.run()
+    return guide.run(choose(args.backend))
 
 
 def papers(args):
     from importlib import import_module
 
-    choose(args.backend)
     return import_module(f"bench.papers.{args.paper}").run(args.out)
 
 
@@ -85,8 +95,9 @@ def choose(backend):
 
 
 def parser():
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--out", type=Path, default=Path("results"), help="folder for tables and figures")
+    folder = argparse.ArgumentParser(add_help=False)
+    folder.add_argument("--out", type=Path, default=Path("results"), help="folder for tables and figures")
+    common = argparse.ArgumentParser(add_help=False, parents=[folder])
     common.add_argument("--backend", choices=("cpu", "gpu", "auto"), default="cpu")
     p = argparse.ArgumentParser(prog="python -m bench", description=__import__("bench").__doc__.split("\n")[0])
     commands = p.add_subparsers(required=True)
@@ -112,10 +123,15 @@ def parser():
     s = commands.add_parser("speed", parents=[common], help="kernels against memcpy; other options go to pytest")
     s.set_defaults(command=speed)
 
+    c = commands.add_parser("gpu_check", parents=[folder], help="on a GPU: bytes against the CPU, memory, speed")
+    c.add_argument("--quick", action="store_true", help="short vectors only")
+    c.add_argument("--bytes-only", action="store_true", help="neither compute-sanitizer nor speeds")
+    c.set_defaults(command=gpu_check)
+
     g = commands.add_parser("guide", parents=[common], help="the table behind compress.recommend, measured again")
     g.set_defaults(command=guide)
 
-    q = commands.add_parser("papers", parents=[common], help="the checkable statements of a paper")
+    q = commands.add_parser("papers", parents=[folder], help="the checkable statements of a paper")
     q.add_argument("paper", choices=PAPERS)
     q.set_defaults(command=papers)
     return p

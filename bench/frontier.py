@@ -25,6 +25,7 @@ from time import perf_counter
 import numpy as np
 
 import compress
+from compress import kernels
 
 from . import console
 from .ideal import IdealUniform
@@ -136,14 +137,14 @@ class Point:
     frontier: bool = False  # no other compressor of its kind has both fewer bits and a smaller error
 
 
-def measure(compressor, x, trials, seed=0, seconds=math.inf):
+def measure(compressor, x, trials, seed=0, seconds=math.inf, backend="cpu"):
     """One Point. Every trial is a new round, which renews shared and private randomness alike; buffers are reused, as
     a training loop would. No trial but the first two begins after `seconds`."""
-    key = compress.Key(seed).worker(0)
+    key, x = compress.Key(seed).worker(0), compress.asarray(x, backend)
     keys = [key.at(round=trial) for trial in range(trials)]
     message = compressor.encode(x, key)
     y = compressor.decode(message, key)
-    room = np.empty(max(message.payload.nbytes, -(-compressor.bits(x.size) // 8)), np.uint8)
+    room = kernels.empty(x, max(message.payload.nbytes, -(-compressor.bits(x.size) // 8)), np.uint8)
     figures = clock(
         lambda trial: compressor.encode(x, keys[trial], out=room),
         lambda trial, message: compressor.decode(message, keys[trial], out=y),
@@ -181,25 +182,30 @@ def measure_peer(peer, x, trials, seconds=math.inf):
 
 def clock(encode, decode, length, x, y, trials, seconds):
     """The measured fields of a Point. y: a vector to copy x to, and into which decode may write."""
-    energy = float(np.dot(x, x)) or 1.0
+    exact = kernels.host(x)
+    energy, error = float(np.dot(exact, exact)) or 1.0, np.empty_like(exact)
+    copy, wait = copying(x, y)
     times, errors, sizes = {"copy": [], "encode": [], "decode": []}, [], []
     began = perf_counter()
     for trial in range(trials):
         if trial >= 2 and perf_counter() - began > seconds:
             break
         start = perf_counter()
-        np.copyto(y, x)
+        copy()
+        wait()
         copied = perf_counter()
         payload = encode(trial)
+        wait()
         encoded = perf_counter()
         decoded = decode(trial, payload)
+        wait()
         end = perf_counter()
         times["copy"].append(copied - start)
         times["encode"].append(encoded - copied)
         times["decode"].append(end - encoded)
         sizes.append(8 * length(payload) / x.size)
-        np.subtract(decoded, x, out=y)
-        errors.append(float(np.dot(y, y)) / energy)
+        np.subtract(kernels.host(decoded), exact, out=error)
+        errors.append(float(np.dot(error, error)) / energy)
     time = {name: median(s) for name, s in times.items()}
     bits, nmse = float(np.mean(sizes)), float(np.mean(errors))
     return {
@@ -213,6 +219,16 @@ def clock(encode, decode, length, x, y, trials, seconds):
         "decode_memcpy": time["decode"] / time["copy"],
         "trials": len(errors),
     }
+
+
+def copying(x, y):
+    """(a call that copies x to y where they live, a call that returns once that has been done)"""
+    if isinstance(x, np.ndarray):
+        return lambda: np.copyto(y, x), lambda: None
+    from compress._gpu.device import cupy
+
+    stream = cupy().cuda.get_current_stream()
+    return lambda: y.data.copy_from_device_async(x.data, x.nbytes), stream.synchronize
 
 
 def kind(compressor):
@@ -303,9 +319,9 @@ def below(points):
     return sorted(found, key=lambda pair: pair[1])
 
 
-def run(inputs, out, seed=0, quick=False, trials=None, peers=False, detail=True):
+def run(inputs, out, seed=0, quick=False, trials=None, peers=False, detail=True, backend="cpu"):
     """Measure on every (name, title, x, columns) of `inputs`, print the tables (the long one with `detail`), save
-    frontier.csv, .json and the figures in `out`."""
+    frontier.csv, .json and the figures in `out`. Peers work on the CPU, whatever the backend."""
     from .plot import distance_figure, frontier_figure
 
     trials = trials or (2 if quick else 20)
@@ -313,7 +329,7 @@ def run(inputs, out, seed=0, quick=False, trials=None, peers=False, detail=True)
     screen, results = console(), []
     for name, title, x, columns in inputs:
         entries = [c for instances in sweep(columns).values() for c in thinned(instances, quick)]
-        points, skipped = measure_all(entries, rivals, x, trials, seed, screen)
+        points, skipped = measure_all(entries, rivals, x, trials, seed, screen, backend)
         points = [replace(p, input=name) for p in points]
         results.append((name, title, x, points, skipped))
         title = f"{title}: d = {x.size:,}, {x.dtype}, {trials} trials"
@@ -352,7 +368,7 @@ def peer_entries(quick):
     return [p for family in families for p in thinned(family.sweep(), quick)], missing
 
 
-def measure_all(entries, rivals, x, trials, seed, screen):
+def measure_all(entries, rivals, x, trials, seed, screen, backend="cpu"):
     """(points, why the others are not among them)."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -363,7 +379,7 @@ def measure_all(entries, rivals, x, trials, seed, screen):
         for compressor in entries:
             progress.update(task, description=name(compressor))
             try:
-                points.append(measure(compressor, x, trials, seed, seconds=1))
+                points.append(measure(compressor, x, trials, seed, seconds=1, backend=backend))
             except ValueError as reason:  # parameters that do not fit this vector, a k above d say
                 skipped.append(f"{name(compressor)}: {reason}")
             progress.advance(task)

@@ -8,9 +8,9 @@ from .frontier import measure
 FIELDS = ("bits", "nmse", "encode_gbps", "decode_gbps")
 
 
-def measured(choice, inputs, trials=7):
+def measured(choice, inputs, trials=7, backend="cpu"):
     """A Point on every input, at every rate of a row."""
-    return [[measure(choice.make(bits), x, trials) for x in inputs] for bits in choice.rates]
+    return [[measure(choice.make(bits), x, trials, backend=backend) for x in inputs] for bits in choice.rates]
 
 
 def columns(points):
@@ -24,7 +24,7 @@ def columns(points):
     ]
 
 
-def run():
+def run(backend="cpu"):
     """Print what is measured now, N(0, 1) first, and under it the columns as the table has them."""
     from rich import box
     from rich.table import Table
@@ -35,7 +35,7 @@ def run():
         table.add_column(header, overflow="fold")
     lines = []
     for choice in guide.TABLE:
-        found = measured(choice, inputs)
+        found = measured(choice, inputs, backend=backend)
         for pair in found:
             cells = [" | ".join(f"{getattr(p, field):.3g}" for p in pair) for field in FIELDS]
             table.add_row(pair[0].compressor, *cells)

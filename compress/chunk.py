@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import kernels
+from ._cpu import kernels as _shapes
 from .compressor import Contractive, check_finite, positive_int, settle, wire_bytes
 from .sparsify import _check_range, _gather_into, _values
 
@@ -74,23 +75,19 @@ class ChunkTopK(Contractive):
     def bits(self, d: int, dtype=np.float32) -> int:
         """Exact: sections of whole bytes."""
         _, last = self._split(d)
-        return 8 * (last + self._kernels.subset_bytes(d % self.chunk, self._last(d))) if d else 0
+        return 8 * (last + _shapes.subset_bytes(d % self.chunk, self._last(d))) if d else 0
 
     def _last(self, d: int) -> int:
         """The values of the last chunk, where it is a short one."""
         return -(-self.k * (d % self.chunk) // self.chunk)
-
-    @property
-    def _kernels(self):
-        return kernels.of(np.empty(0))
 
     def _split(self, d: int) -> tuple[int, int]:
         """Where the records of whole chunks start, and where that of the last chunk does."""
         if self.value_bits is None:
             values = self.count(d) * wire_bytes(self.wire)
         else:
-            values = self._kernels.chunk_values_bytes(self.count(d), self.k, self.value_bits)
-        return values, values + d // self.chunk * self._kernels.subset_bytes(self.chunk, self.k)
+            values = _shapes.chunk_values_bytes(self.count(d), self.k, self.value_bits)
+        return values, values + d // self.chunk * _shapes.subset_bytes(self.chunk, self.k)
 
     def _parts(self, payload, indices, d):
         """(records, their indices, first coordinate, coordinates and indices a record) of whole chunks and the last."""
@@ -103,14 +100,14 @@ class ChunkTopK(Contractive):
     def _encode(self, x, key, out):
         kernel, d = kernels.of(x), x.size
         self._check(x)
-        indices = np.empty(self.count(d), np.uint32)
+        indices = kernels.empty(x, self.count(d), np.uint32)
         kernel.chunk_topk(x, self.chunk, self.k, indices)
-        payload = kernels.buffer(self.bits(d) // 8, out)
+        payload = kernels.buffer(self.bits(d) // 8, out, x)
         section = payload[: self._split(d)[0]]
         if self.value_bits is None:
             _gather_into(section, x, indices, np.dtype(self.wire))
         else:
-            values = np.empty(indices.size, x.dtype)
+            values = kernels.empty(x, indices.size, x.dtype)
             kernel.gather(x, indices, values)
             kernel.chunk_values_encode(values, self.k, self.value_bits, section)
         for records, part, start, n, k in self._parts(payload, indices, d):
@@ -130,17 +127,17 @@ class ChunkTopK(Contractive):
 
     def _decode(self, message, key, out, weight, add):
         kernel, d, payload = kernels.of(out), message.size, message.payload
-        indices = np.empty(self.count(d), np.uint32)
+        indices = kernels.empty(out, self.count(d), np.uint32)
         for records, part, start, n, k in self._parts(payload, indices, d):
             kernel.subset_decode(records, start, n, k, part)
         section = payload[: self._split(d)[0]]
         if self.value_bits is None:
             values = _values(section, np.dtype(self.wire))
         else:
-            values = np.empty(indices.size, message.dtype)
+            values = kernels.empty(out, indices.size, message.dtype)
             kernel.chunk_values_decode(section, self.k, self.value_bits, values)
         if not add:
-            out[...] = 0
+            out.fill(0)
         kernel.scatter_add(values, indices, out, weight)
 
     @classmethod

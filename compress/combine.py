@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import kernels
-from .compressor import Carrier, Contractive, Message, Unbiased
+from .compressor import Carrier, Contractive, Message, Unbiased, add_or_store
 from .key import Key
 from .quantize import NaturalCompression, ScaledSign, StandardDithering
 from .sparsify import RandK, Sparsifier, TopK
@@ -47,7 +47,7 @@ class Scaled(Carrier, Contractive):
 
     def _decode(self, message, key, out, weight, add):
         if not add:
-            out[...] = 0
+            out.fill(0)
         self.inner._decode(message, key, out, weight / (1 + self.inner.omega(message.size)), True)
 
     @classmethod
@@ -102,14 +102,16 @@ class Induced(Unbiased):
 
     def _encode(self, x, key, out):
         first = self.biased.encode(x, key.fold(_FIRST))
-        rest = np.negative(x)
+        rest = x.copy()
+        kernels.negate(rest)
         self.biased.decode_add(first, key.fold(_FIRST), rest)
-        np.negative(rest, out=rest)
+        kernels.negate(rest)
         second = self.unbiased.encode(rest, key.fold(_SECOND))
         start = self._start()
         split = start + first.payload.nbytes
-        payload = kernels.buffer(split + second.payload.nbytes, out)
-        payload[:start] = np.frombuffer(first.payload.nbytes.to_bytes(4, "little"), np.uint8)[:start]
+        payload = kernels.buffer(split + second.payload.nbytes, out, x)
+        if start:
+            kernels.store(payload[:start], first.payload.nbytes.to_bytes(start, "little"))
         payload[start:split] = first.payload
         payload[split:] = second.payload
         return payload, 8 * split + second.bits
@@ -126,7 +128,7 @@ class Induced(Unbiased):
         if split > payload.size:
             raise ValueError(f"Induced: first part of {length} bytes in a payload of {payload.size}")
         if not add:
-            out[...] = 0
+            out.fill(0)
         for part, bytes_, word in (
             (self.biased, payload[start:split], _FIRST),
             (self.unbiased, payload[split:], _SECOND),
@@ -188,7 +190,7 @@ class Composed(Unbiased):
 
     def _encode(self, x, key, out):
         values, scale = self.first.values(x, key.fold(_FIRST)), self.first.scale(x.size)
-        largest = float(np.abs(values).max(initial=0))
+        largest = kernels.of(values).max_abs(values)
         if largest * scale * max(2, values.size) > float(np.finfo(x.dtype).max):
             raise ValueError(f"max|x| = {largest:g} is too large: {values.size} values times {scale:g} leave {x.dtype}")
         message = self.then.encode(values, key.fold(_SECOND), out)
@@ -199,7 +201,7 @@ class Composed(Unbiased):
         inner = message._replace(size=self.first.count(message.size, first))
         values = self.then.decode(inner, key.fold(_SECOND))
         if not add:
-            out[...] = 0
+            out.fill(0)
         self.first.scatter_add(values, first, out, weight)
 
     @classmethod
@@ -239,16 +241,20 @@ class ErrorFeedback:
             raise TypeError(f"{self.compressor!r} is not contractive, its errors would grow: use Scaled(it)")
         _must_be(self.compressor, Contractive, "compressor")
 
-    def init(self, d: int, dtype=np.float32) -> ErrorFeedbackState:
-        """Nothing left out yet."""
-        return ErrorFeedbackState(np.zeros(d, dtype))
+    def init(self, d: int, dtype=np.float32, like=None) -> ErrorFeedbackState:
+        """Nothing left out yet; `like`: a vector of the kind that will be encoded, NumPy's unless given."""
+        error = np.zeros(d, dtype)
+        return ErrorFeedbackState(error if like is None else kernels.given(kernels.like(kernels.taken(like), error), like))
 
     def encode(self, state: ErrorFeedbackState, x, key: Key) -> tuple[Message, ErrorFeedbackState]:
         """The message for x + state.error, and the state after it; `state` itself is not changed."""
-        x = kernels.vector(x)
-        if state.error.shape != x.shape:
-            raise ValueError(f"the state has {state.error.size} coordinates, x has {x.size}")
-        error = (state.error + x).astype(x.dtype, copy=False)
+        given, x, left = x, kernels.vector(x), kernels.vector(state.error, "state.error")
+        kernels.together(x, left, ("x", "state.error"))
+        if left.shape != x.shape:
+            raise ValueError(f"the state has {left.size} coordinates, x has {x.size}")
+        error = x.copy()
+        add_or_store(left, error, 1.0, True)
         message = self.compressor.encode(error, key)
         self.compressor.decode_add(message, key, error, -1.0)
-        return message, ErrorFeedbackState(error)
+        message = message._replace(payload=kernels.given(message.payload, given))
+        return message, ErrorFeedbackState(kernels.given(error, given))

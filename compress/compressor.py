@@ -17,7 +17,7 @@ just the same. All of it:
 
         def _encode(self, x, key, out):
             scale = check_finite(x)                          # max|x|; raises where x holds NaN or Inf
-            payload = kernels.buffer(-(-self.bits(x.size) // 8), out)      # `out` of encode, or a new buffer
+            payload = kernels.buffer(-(-self.bits(x.size) // 8), out, x)   # `out` of encode, or a new buffer like x
             random = np.random.Generator(np.random.Philox(key=key.word))   # or key.shared.word, or a kernel
             ...                                              # fill the payload
             return payload, self.bits(x.size)
@@ -47,7 +47,7 @@ from .key import Key
 class Message(NamedTuple):
     """What leaves. Equal to another message where all four fields are, byte for byte.
 
-    payload: uint8 vector, what a protocol with agreed configuration sends.
+    payload: uint8 vector, what a protocol with agreed configuration sends; the kind of array that was encoded.
     bits: its exact length before padding to a byte; payload.nbytes == ceil(bits / 8).
     size: d, the number of coordinates; dtype: what decode returns. Both are agreed out of band.
     """
@@ -58,7 +58,9 @@ class Message(NamedTuple):
     dtype: np.dtype
 
     def __eq__(self, other):
-        return isinstance(other, Message) and self[1:] == other[1:] and np.array_equal(self.payload, other.payload)
+        if not isinstance(other, Message) or self[1:] != other[1:]:
+            return False
+        return np.array_equal(*(kernels.host(kernels.taken(m.payload)) for m in (self, other)))
 
     def __ne__(self, other):
         return not self == other
@@ -101,45 +103,52 @@ class Compressor(ABC):
     def encode(self, x, key: Key, out: np.ndarray | None = None) -> Message:
         """The message that carries x.
 
-        x: vector of d float32 or float64 (float16 and bfloat16 are widened). key: a Key, the same on both
-        sides. out: uint8 buffer for the payload, at least ceil(bits(d) / 8) bytes.
+        x: vector of d float32 or float64 (float16 and bfloat16 are widened): NumPy's, CuPy's, or anything with DLPack,
+        a torch tensor for one; the work is done where it lives, and the payload is of its kind. key: a Key, the same on
+        both sides. out: uint8 buffer for the payload, at least ceil(bits(d) / 8) bytes.
 
         Raises TypeError for another element type; ValueError for another shape or layout, for NaN or Inf
         (with their count and the first index), and where a parameter does not suit d.
         """
+        given = x
         x = kernels.vector(x)
         _check_key(key)
-        if out is not None and isinstance(out, np.ndarray) and np.may_share_memory(x, out):
-            raise ValueError("out shares memory with x: the payload would overwrite what it is made from")
+        if out is not None:
+            out = kernels.taken(out, "out")
+            kernels.together(x, out, ("x", "out"))
+            if kernels.overlap(x, out):
+                raise ValueError("out shares memory with x: the payload would overwrite what it is made from")
         if x.size == 0:
-            return Message(kernels.buffer(0, out), 0, 0, x.dtype)
+            return Message(kernels.given(kernels.buffer(0, out, x), given), 0, 0, x.dtype)
         payload, bits = self._encode(x, key, out)
         if payload.nbytes != -(-bits // 8):
             raise AssertionError(f"{name_of(self)} says {bits} bits and sends {payload.nbytes} bytes")
-        return Message(payload, bits, x.size, x.dtype)
+        return Message(kernels.given(payload, given), bits, x.size, x.dtype)
 
     def decode(self, message: Message, key: Key, out: np.ndarray | None = None) -> np.ndarray:
-        """The vector a message stands for, in `out` where given (d elements, the message's dtype or wider).
+        """The vector a message stands for, in `out` where given (d elements, the message's dtype or wider), and
+        otherwise in a new array of the payload's kind.
 
         Raises ValueError for a payload that no encoder writes; any other payload gives some vector.
         """
+        given = message.payload if out is None and isinstance(message, Message) else out
         message = self._checked(message, key)
-        out = kernels.output(out, message.size, message.dtype)
+        result = kernels.output(out, message.size, message.dtype, message.payload)
         if message.size:
-            self._decode(message, key, out, 1.0, False)
-        return out
+            self._decode(message, key, result, 1.0, False)
+        return kernels.given(result, given) if out is None else out
 
     def decode_add(self, message: Message, key: Key, out: np.ndarray, weight: float = 1.0) -> np.ndarray:
         """out += weight * decode(message, key), without the vector in between where the family allows it."""
         message = self._checked(message, key)
         if out is None:
             raise TypeError("decode_add needs the vector it adds to")
-        out = kernels.output(out, message.size, message.dtype)
+        result = kernels.output(out, message.size, message.dtype, message.payload)
         weight = float(weight)
         if not math.isfinite(weight):
             raise ValueError(f"weight must be finite, got {weight}")
         if message.size:
-            self._decode(message, key, out, weight, True)
+            self._decode(message, key, result, weight, True)
         return out
 
     def __call__(self, x, key: Key) -> np.ndarray:
@@ -150,8 +159,11 @@ class Compressor(ABC):
         _check_key(key)
         if not isinstance(message, Message):
             raise TypeError(f"message must be a compress.Message, got {type(message).__name__}")
-        payload = message.payload
-        if not isinstance(payload, np.ndarray) or payload.dtype != np.uint8 or payload.ndim != 1:
+        try:
+            payload = kernels.taken(message.payload, "payload")
+        except TypeError as error:
+            raise TypeError(f"payload must be a uint8 vector: {error}") from None
+        if payload.dtype != np.uint8 or payload.ndim != 1:
             raise TypeError("payload must be a uint8 vector")
         if not payload.flags.c_contiguous:
             raise ValueError("payload must be contiguous")
@@ -168,7 +180,7 @@ class Compressor(ABC):
                 f"{name_of(self)}: payload has {payload.size} bytes, a message of {message.size} "
                 f"coordinates has {expected}"
             )
-        return message
+        return message if payload is message.payload else message._replace(payload=payload)
 
 
 class Unbiased(Compressor):
@@ -223,23 +235,22 @@ class Identity(Unbiased):
 
     def _encode(self, x, key, out):
         check_finite(x)
-        payload = kernels.buffer(x.nbytes, out)
-        payload[:] = x.view(np.uint8)
+        payload = kernels.buffer(x.nbytes, out, x)
+        payload[...] = x.view(np.uint8)
         return payload, 8 * x.nbytes
 
     def _decode(self, message, key, out, weight, add):
-        add_or_store(message.payload.view(message.dtype), out, weight, add)
+        add_or_store(kernels.values_of(message.payload, message.dtype), out, weight, add)
 
 
-def add_or_store(values: np.ndarray, out: np.ndarray, weight: float, add: bool) -> None:
+def add_or_store(values, out, weight: float, add: bool) -> None:
     """out = values, or out += weight * values in out's dtype."""
-    if add:
-        out += values if weight == 1.0 else out.dtype.type(weight) * values.astype(out.dtype, copy=False)
-    else:
-        out[...] = values
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(out.dtype)
+    kernels.of(out).add_or_store(values, out, weight, add)
 
 
-def check_finite(x: np.ndarray) -> float:
+def check_finite(x) -> float:
     """max |x|; ValueError with the count and the first index of NaN and Inf."""
     k = kernels.of(x)
     largest = k.max_abs(x)
@@ -252,7 +263,7 @@ def refuse_nonfinite(x: np.ndarray) -> None:
     """ValueError where x holds NaN or Inf; returns where it does not."""
     count, first = kernels.of(x).count_nonfinite(x)
     if count:
-        raise ValueError(f"x has {count} NaN or Inf among {x.size} elements, the first at index {first}: {x[first]}")
+        raise ValueError(f"x has {count} NaN or Inf among {x.size} elements, the first at index {first}: {float(x[first])}")
 
 
 def wire_bytes(wire: str) -> int:

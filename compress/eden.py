@@ -90,7 +90,7 @@ class Eden(Contractive):
     def _encode(self, x, key, out):
         k, d, wire = kernels.of(x), x.size, wire_bytes(self.wire)
         bits = self.bits(d)
-        payload = kernels.buffer(bits // 8, out)
+        payload = kernels.buffer(bits // 8, out, x)
         status = k.eden_encode(x, self._rate, self.scale == "unbiased", wire, key.shared.word, payload)
         if status:
             refuse_nonfinite(x)

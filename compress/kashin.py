@@ -162,7 +162,7 @@ class Kashin(Unbiased):
     def _encode(self, x, key, out):
         plan = _plan(x.size, self.redundancy)
         offset = -(-levels_bits(plan.rows, self.levels) // 8)
-        payload = kernels.buffer(offset + _LEVEL_BYTES * plan.frames, out)
+        payload = kernels.buffer(offset + _LEVEL_BYTES * plan.frames, out, x)
         steps = self._steps if self.redundancy >= _THIN else 0
         failed = kernels.of(x).kashin_encode(
             x, plan.layout, plan.data, self.level, steps, self.levels, key.shared.word, key.word, payload, offset

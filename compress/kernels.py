@@ -5,21 +5,30 @@ The kernel contract
 `of(array)` is a module of functions with the same names and signatures on every backend. They take
 C-contiguous vectors on that backend and write into buffers the caller made. They check element types, lengths
 and bytes that came over a wire; values are checked here and in `compressor.py`, once. A buffer must not change
-while a kernel runs: the GIL is released.
+while a kernel runs: the GIL is released, and a GPU works after the call has returned. A GPU kernel runs on CuPy's
+current stream; an integer that it returns may be one that waits for the device when it is looked at.
 """
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 
 from ._cpu import instruction_set
 from ._cpu import kernels as _cpu
+from ._gpu import device as _device
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_DLPACK_CPU, _DLPACK_CUDA = (1, 3), (2, 13)  # pinned host memory counts as the host's, managed memory as the device's
 
 
 def of(array):
     """The module of kernels for the backend that `array` lives on."""
+    if type(array) is not np.ndarray and _device.is_array(array):
+        from . import _gpu
+
+        return _gpu
     return _cpu
 
 
@@ -29,11 +38,11 @@ def backends() -> dict[str, str]:
     >>> sorted(backends())
     ['cpu', 'gpu']
     """
-    return {"cpu": f"available: {instruction_set} kernels", "gpu": "unavailable: this version has CPU kernels only"}
+    return {"cpu": f"available: {instruction_set} kernels", "gpu": _device.status()}
 
 
 def asarray(x, backend: str = "cpu"):
-    """x as a vector on a backend. Data moves only here.
+    """x as a vector on a backend: NumPy's on "cpu", CuPy's on "gpu". Data moves only here, and only if it has to.
 
     Raises ValueError where the backend is not known, RuntimeError with the reason where it cannot be used.
     """
@@ -41,10 +50,95 @@ def asarray(x, backend: str = "cpu"):
         raise ValueError(f"backend={backend!r}: known are {', '.join(sorted(known))}")
     if not known[backend].startswith("available"):
         raise RuntimeError(f"backend {backend!r} is {known[backend]}")
-    return vector(np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x)
+    x = vector(np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x)
+    return host(x) if backend == "cpu" else like(_device.empty(0, np.uint8), x)
 
 
-def vector(x, name: str = "x") -> np.ndarray:
+# Kinds of arrays
+
+
+def taken(x, name: str = "x"):
+    """x as the NumPy or CuPy array that shares its memory: that itself, or anything with DLPack."""
+    if isinstance(x, np.ndarray) or _device.is_array(x):
+        return x
+    if not hasattr(x, "__dlpack__"):
+        raise TypeError(f"{name} must be an array, got {type(x).__name__}")
+    where = x.__dlpack_device__()[0]
+    if where in _DLPACK_CPU:
+        return np.from_dlpack(x)
+    if where in _DLPACK_CUDA:
+        return _device.cupy().from_dlpack(x)
+    raise TypeError(f"{name} lives on a device of DLPack type {int(where)}: neither the host's memory nor CUDA's")
+
+
+def given(array, x):
+    """array, a NumPy or CuPy one, as the kind of array that x is, without a copy; as it is where x's library takes none."""
+    if isinstance(x, np.ndarray) or _device.is_array(x):
+        return array
+    library = sys.modules.get(type(x).__module__.partition(".")[0])
+    if hasattr(x, "__array_namespace__"):
+        library = x.__array_namespace__()
+    return library.from_dlpack(array) if hasattr(library, "from_dlpack") else array
+
+
+def empty(x, n: int, dtype):
+    """n elements without values on the backend of x."""
+    return _device.empty(n, dtype) if _device.is_array(x) else np.empty(n, dtype)
+
+
+def host(array) -> np.ndarray:
+    """The array in host memory; waits for the device where it has to come from there."""
+    return _device.read(array) if _device.is_array(array) else array
+
+
+def like(x, array):
+    """A host or device array on the backend of x."""
+    if _device.is_array(x):
+        return array if _device.is_array(array) else _device.to_device(array)
+    return host(array)
+
+
+def store(section, data) -> None:
+    """section = data, for bytes or uint8 arrays that may be the host's."""
+    if not isinstance(data, np.ndarray) and not _device.is_array(data):
+        data = np.frombuffer(data, np.uint8)
+    section[...] = like(section, data)
+
+
+def values_of(payload, dtype):
+    """The bytes of a payload as numbers: a view, or a copy where they start at an odd address."""
+    if _address(payload) % np.dtype(dtype).itemsize:
+        payload = payload.copy()
+    return payload.view(dtype)
+
+
+def negate(x) -> None:
+    """x = -x, by the bit of the sign: no arithmetic that could flush a denormal."""
+    bits = x.view(np.uint32 if x.itemsize == 4 else np.uint64)
+    bits ^= bits.dtype.type(1 << (8 * x.itemsize - 1))
+
+
+def _address(array) -> int:
+    return array.data.ptr if _device.is_array(array) else array.ctypes.data
+
+
+def overlap(x, y) -> bool:
+    """Whether two contiguous arrays may share memory."""
+    first, second = _address(x), _address(y)
+    return first < second + y.nbytes and second < first + x.nbytes
+
+
+def together(x, y, names: tuple[str, str]) -> None:
+    """TypeError unless x and y live on one backend."""
+    if _device.is_array(x) != _device.is_array(y):
+        kinds = ["CuPy" if _device.is_array(a) else "NumPy" for a in (x, y)]
+        raise TypeError(f"mixed backends: {names[0]} is a {kinds[0]} array, {names[1]} a {kinds[1]} one")
+
+
+# Checks at the boundary
+
+
+def vector(x, name: str = "x"):
     """x as a C-contiguous float32 or float64 vector; without a copy where it is one already.
 
     float16 and bfloat16 are widened. Anything with DLPack is taken. TypeError for another element type,
@@ -54,44 +148,56 @@ def vector(x, name: str = "x") -> np.ndarray:
         flags = x.flags
         if flags.c_contiguous and flags.aligned:
             return x
-    elif not isinstance(x, np.ndarray):
-        if not hasattr(x, "__dlpack__"):
-            raise TypeError(f"{name} must be an array, got {type(x).__name__}")
-        x = np.from_dlpack(x)
-    if x.dtype.name in ("float16", "bfloat16"):
+    x = taken(x, name)
+    if x.dtype.name == "float16":
         x = x.astype(_FLOAT32)
+    elif x.dtype.name == "bfloat16":  # the upper half of a float32: moved as integers, so that denormals stay
+        x = (x.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(_FLOAT32)
     if x.dtype not in (_FLOAT32, _FLOAT64) or not x.dtype.isnative:
         raise TypeError(f"{name} must be float32 or float64 (float16 and bfloat16 are widened), got {x.dtype}")
     if x.ndim != 1:
         raise ValueError(f"{name} must be a vector, got shape {x.shape}; pass {name}.ravel()")
     if not x.flags.c_contiguous:
-        raise ValueError(f"{name} must be contiguous, got strides {x.strides}; pass np.ascontiguousarray({name})")
-    return np.require(np.asarray(x), requirements="A")
+        library = "np" if isinstance(x, np.ndarray) else "cupy"
+        raise ValueError(f"{name} must be contiguous, got strides {x.strides}; pass {library}.ascontiguousarray({name})")
+    x = x if _device.is_array(x) else np.asarray(x)
+    return values_of(x.view(np.uint8), x.dtype) if _address(x) % x.itemsize else x
 
 
-def output(out, size: int, dtype) -> np.ndarray:
-    """A vector to decode into: `out` checked, or a new one of the message's dtype."""
+def output(out, size: int, dtype, payload=None):
+    """A vector to decode into: `out` checked, or a new one of the message's dtype on the payload's backend."""
     if out is None:
-        return np.empty(size, dtype)
-    if not isinstance(out, np.ndarray) or vector(out, "out") is not out:
-        raise TypeError(f"out must be an aligned float32 or float64 NumPy vector, got {type(out).__name__}")
+        return empty(payload, size, dtype)
+    try:
+        out = taken(out, "out")
+    except TypeError:
+        raise TypeError(f"out must be an aligned float32 or float64 vector, got {type(out).__name__}") from None
+    if payload is not None:
+        together(payload, out, ("payload", "out"))
+    if out.dtype not in (_FLOAT32, _FLOAT64) or vector(out, "out") is not out:
+        raise TypeError(f"out must be an aligned float32 or float64 vector, got {out.dtype} {type(out).__name__}")
     if out.size != size:
         raise ValueError(f"out has {out.size} elements, the message {size}")
     if out.itemsize < np.dtype(dtype).itemsize:
         raise TypeError(f"out is {out.dtype}, narrower than the message's {np.dtype(dtype)}")
-    if not out.flags.writeable:
-        raise ValueError("out is read-only")
+    _writeable(out)
     return out
 
 
-def buffer(nbytes: int, out=None) -> np.ndarray:
-    """nbytes of payload: a view of `out` (uint8) where given, so that a loop reuses its memory."""
+def buffer(nbytes: int, out=None, x=None):
+    """nbytes of payload on the backend of x (NumPy's): a view of `out` (uint8) where given, so that a loop reuses its memory."""
     if out is None:
-        return np.empty(nbytes, np.uint8)
-    if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.ndim != 1 or not out.flags.c_contiguous:
+        return empty(x, nbytes, np.uint8)
+    if x is not None:
+        together(x, out, ("x", "out"))
+    if not (isinstance(out, np.ndarray) or _device.is_array(out)) or out.dtype != np.uint8 or out.ndim != 1 or not out.flags.c_contiguous:
         raise TypeError("out must be a contiguous uint8 vector")
-    if not out.flags.writeable:
-        raise ValueError("out is read-only")
+    _writeable(out)
     if out.size < nbytes:
         raise ValueError(f"out holds {out.size} bytes, the payload needs {nbytes}")
     return out[:nbytes]
+
+
+def _writeable(out) -> None:
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ValueError("out is read-only")

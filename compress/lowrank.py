@@ -89,13 +89,15 @@ class PowerSGD(Contractive):
         rows, columns = self._shape(x.size)
         matrix = x
         if rows * columns > x.size:
-            matrix = np.zeros(rows * columns, x.dtype)
+            matrix = kernels.empty(x, rows * columns, x.dtype)
             matrix[: x.size] = x
+            matrix[x.size :].fill(0)
         matrix = matrix.reshape(rows, columns)
         if rows < columns:
             matrix = matrix.T
         # the product must neither overflow nor lose denormals; a factor has no effect on the basis
-        q = np.ldexp(q, min(120, -math.frexp(largest)[1])).astype(x.dtype)
+        q = np.ldexp(kernels.host(q), min(120, -math.frexp(largest)[1])).astype(x.dtype)
+        q = kernels.like(x, q)
         p = np.linalg.qr((matrix @ q).astype(np.float64))[0].astype(np.float32)
         with np.errstate(over="ignore"):
             right = (matrix.T @ p).astype(np.float32)
@@ -105,7 +107,7 @@ class PowerSGD(Contractive):
         return p, right
 
     def _pack(self, p: np.ndarray, q: np.ndarray, out) -> np.ndarray:
-        payload = kernels.buffer(p.nbytes + q.nbytes, out)
+        payload = kernels.buffer(p.nbytes + q.nbytes, out, p)
         payload[: p.nbytes] = p.reshape(-1).view(np.uint8)
         payload[p.nbytes :] = q.reshape(-1).view(np.uint8)
         return payload
@@ -116,7 +118,7 @@ class PowerSGD(Contractive):
 
     def _decode(self, message, key, out, weight, add):
         m, n, r = self._sides(message.size)
-        values = message.payload.view(np.float32)
+        values = kernels.values_of(message.payload, np.float32)
         if not np.isfinite(values).all():
             raise ValueError("PowerSGD: a factor in the payload is NaN or Inf")
         p, q = values[: m * r].reshape(m, r), values[m * r :].reshape(n, r)
@@ -134,12 +136,12 @@ class PowerSGD(Contractive):
 
     def encode_warm(self, state: PowerSGDState, x) -> tuple[Message, PowerSGDState]:
         """The message for x that starts from the last right factor, and the state after it. Decode as usual."""
-        x = kernels.vector(x)
+        given, x = x, kernels.vector(x)
         _, n, r = self._sides(x.size)
         if state.q.shape != (n, r):
             raise ValueError(f"the state has a factor of shape {state.q.shape}, this compressor one of {(n, r)}")
         p, q = self._factor(x, state.q)
-        message = Message(self._pack(p, q, None), self.bits(x.size), x.size, x.dtype)
+        message = Message(kernels.given(self._pack(p, q, None), given), self.bits(x.size), x.size, x.dtype)
         return message, PowerSGDState(q.astype(np.float64) if q.any() else state.q)
 
     @classmethod

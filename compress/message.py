@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import kernels
 from . import key as _key
 from .compressor import Compressor, Message, build, classes, name_of, parameters, positive_int, public_class
 from .key import Key
@@ -52,7 +53,7 @@ def dumps(x, compressor: Compressor, key: Key) -> bytes:
         },
         separators=(",", ":"),
     ).encode()
-    payload = message.payload.tobytes()
+    payload = kernels.host(kernels.taken(message.payload)).tobytes()
     body = b"".join((_HEAD.pack(MAGIC, VERSION, len(header)), header, _LENGTH.pack(len(payload)), payload))
     return body + _CHECK.pack(zlib.crc32(body))
 
@@ -66,10 +67,14 @@ def _check_known(compressor: Compressor) -> None:
             _check_known(part)
 
 
-def loads(blob: bytes, out: np.ndarray | None = None) -> np.ndarray:
-    """The vector in a frame; ValueError that says what is wrong with a damaged one."""
-    frame = read(blob)
-    return frame.compressor.decode(frame.message, frame.key, out)
+def loads(blob: bytes, out=None, backend: str | None = None):
+    """The vector in a frame, decoded where `out` lives, or on `backend` ("cpu" unless given).
+
+    ValueError that says what is wrong with a damaged frame; RuntimeError with the reason for a backend that is not there.
+    """
+    compressor, message, key = read(blob)
+    where = kernels.asarray(np.empty(0), backend or "cpu") if out is None else kernels.taken(out, "out")
+    return compressor.decode(message._replace(payload=kernels.like(where, message.payload)), key, out)
 
 
 def read(blob: bytes) -> Frame:

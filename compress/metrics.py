@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import kernels
 from .compressor import Compressor, Unbiased, check_finite
-from .kernels import vector
 from .key import Key
 
 
@@ -77,7 +77,8 @@ def measure(compressor: Compressor, x, trials: int = 10, key: Key | None = None)
     def scaled(v):
         return np.ldexp(v.astype(np.float64), shift)
 
-    norm2 = math.fsum(float(e @ e) for e in map(scaled, vectors)) / n
+    at_hand = [kernels.host(v) for v in vectors]
+    norm2 = math.fsum(float(e @ e) for e in map(scaled, at_hand)) / n
     if not norm2:
         raise ValueError(f"x is zero or empty ({size} elements): relative errors mean nothing")
     key = Key(0) if key is None else key
@@ -90,7 +91,7 @@ def measure(compressor: Compressor, x, trials: int = 10, key: Key | None = None)
         for i, v in enumerate(vectors):
             k = key.worker(i if n > 1 else first).fold(t)
             message = compressor.encode(v, k)
-            error = scaled(compressor.decode(message, k)) - scaled(v)
+            error = scaled(kernels.host(compressor.decode(message, k))) - scaled(at_hand[i])
             lengths.append(message.bits)
             squares.append(error @ error)
             mean += error
@@ -127,7 +128,7 @@ def _vectors(x) -> list[np.ndarray]:
         rows = list(x)
         if not rows:
             raise ValueError("x holds no vectors")
-    vectors = [vector(row, "x" if len(rows) == 1 else f"x[{i}]") for i, row in enumerate(rows)]
+    vectors = [kernels.vector(row, "x" if len(rows) == 1 else f"x[{i}]") for i, row in enumerate(rows)]
     if len({v.size for v in vectors}) > 1:
         raise ValueError(f"vectors of different lengths: {', '.join(str(v.size) for v in vectors)}")
     return vectors

@@ -21,7 +21,6 @@ from .compressor import (
     Carrier,
     Contractive,
     Unbiased,
-    add_or_store,
     check_finite,
     positive_int,
     refuse_nonfinite,
@@ -64,15 +63,15 @@ class _Scaled:
         """correlated: (shared word, worker, workers) where the dither is."""
         k, d = kernels.of(x), x.size
         offset, block, wire = self._layout(d)
-        payload = kernels.buffer(offset + -(-d // block) * wire, out)
+        payload = kernels.buffer(offset + -(-d // block) * wire, out, x)
         status = k.write_scales(x, block, self._norm, wire, payload, offset)
-        if status:
+        points, how = self._points, (self._nearest, self._natural, *correlated)
+        k.quantize_pack(x, payload, offset, wire, block, points, key.word, payload, *how)
+        if status:  # looked at last: a GPU is asked once, and rounding by scales of zero does no harm
             refuse_nonfinite(x)
             what = "float32" if status == 2 else "float64"
             hint = "; wire='float64' carries it" if status == 2 and x.itemsize == 8 else ""
             raise ValueError(f"the scale of x (max|x| = {k.max_abs(x):g}) leaves {what}'s range{hint}")
-        points, how = self._points, (self._nearest, self._natural, *correlated)
-        k.quantize_pack(x, payload, offset, wire, block, points, key.word, payload, *how)
         return payload, self.bits(d)
 
     def _decode(self, message, key, out, weight, add):
@@ -303,27 +302,18 @@ class NaturalCompression(Unbiased):
         return 9 * d + 16 if d else 0
 
     def _encode(self, x, key, out):
-        k, d = kernels.of(x), x.size
         largest = check_finite(x)
         shift = 0
         if largest and not 2.0**-100 <= largest < 2.0**127:
             shift = 127 - math.frexp(largest)[1]
-            x = np.ldexp(x.astype(np.float64), shift)
-        codes = d + -(-d // 8)
-        payload = kernels.buffer(codes + 2, out)
-        k.power_pack(x, key.word, payload)
-        payload[codes:] = np.frombuffer(shift.to_bytes(2, "little", signed=True), np.uint8)
-        return payload, self.bits(d)
+        codes = x.size + -(-x.size // 8)
+        payload = kernels.buffer(codes + 2, out, x)
+        kernels.of(x).power_pack(x, key.word, payload, shift)
+        kernels.store(payload[codes:], shift.to_bytes(2, "little", signed=True))
+        return payload, self.bits(x.size)
 
     def _decode(self, message, key, out, weight, add):
-        payload, k = message.payload, kernels.of(out)
-        shift = int.from_bytes(payload[-2:].tobytes(), "little", signed=True)
-        if shift == 0:
-            k.unpower_scale(payload, weight, out, add)
-            return
+        shift = int.from_bytes(kernels.host(message.payload[-2:]).tobytes(), "little", signed=True)
         if not -1000 <= shift <= 1300:
             raise ValueError(f"NaturalCompression: exponent shift {shift} in the payload")
-        values = np.empty(out.size)
-        k.unpower_scale(payload, 1.0, values, False)
-        top = np.finfo(out.dtype).max  # rounding up may leave the range of float32
-        add_or_store(np.clip(np.ldexp(values, -shift), -top, top), out, weight, add)
+        kernels.of(out).unpower_scale(message.payload, weight, out, add, shift)

@@ -19,6 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from . import kernels
+from ._cpu import kernels as _shapes
 from .compressor import Contractive, Unbiased, check_finite, positive_int, settle, wire_bytes
 from .key import Key
 
@@ -34,8 +35,8 @@ class Sparsifier(Unbiased):
     wire: str
 
     @abstractmethod
-    def indices(self, d: int, key: Key) -> np.ndarray:
-        """The coordinates that travel, uint32, in the order of the payload."""
+    def indices(self, d: int, key: Key, like=None) -> np.ndarray:
+        """The coordinates that travel, uint32, in the order of the payload; on the backend of `like` (NumPy's)."""
 
     @abstractmethod
     def counts(self, d: int) -> tuple[int, ...] | None:
@@ -65,15 +66,15 @@ class Sparsifier(Unbiased):
     def values(self, x: np.ndarray, key: Key) -> np.ndarray:
         """The values that travel, not scaled, in x's type."""
         self._check(x, x.dtype)
-        indices = self.indices(x.size, key)
-        values = np.empty(indices.size, x.dtype)
+        indices = self.indices(x.size, key, x)
+        values = kernels.empty(x, indices.size, x.dtype)
         kernels.of(x).gather(x, indices, values)
         return values
 
     def scatter_add(self, values: np.ndarray, key: Key, out: np.ndarray, weight: float) -> None:
         """out[i] += weight * scale * value, for each index and its value."""
         d = out.size
-        kernels.of(out).scatter_add(values, self.indices(d, key), out, weight * self.scale(d))
+        kernels.of(out).scatter_add(values, self.indices(d, key, out), out, weight * self.scale(d))
 
     def _check(self, x, wire) -> None:
         largest, scale = _check_range(x, wire), self.scale(x.size)
@@ -83,14 +84,14 @@ class Sparsifier(Unbiased):
     def _encode(self, x, key, out):
         wire = np.dtype(self.wire)
         self._check(x, wire)
-        indices = self.indices(x.size, key)
-        payload = kernels.buffer(indices.size * wire.itemsize, out)
+        indices = self.indices(x.size, key, x)
+        payload = kernels.buffer(indices.size * wire.itemsize, out, x)
         _gather_into(payload, x, indices, wire)
         return payload, 8 * payload.size
 
     def _decode(self, message, key, out, weight, add):
         d = message.size
-        indices = self.indices(d, key)
+        indices = self.indices(d, key, out)
         expected = indices.size * wire_bytes(self.wire)
         if message.payload.size != expected:
             raise ValueError(
@@ -98,7 +99,7 @@ class Sparsifier(Unbiased):
                 f"coordinates has {expected}"
             )
         if not add:
-            out[...] = 0
+            out.fill(0)
         values = _values(message.payload, np.dtype(self.wire))
         kernels.of(out).scatter_add(values, indices, out, weight * self.scale(d))
 
@@ -134,16 +135,15 @@ def _check_range(x: np.ndarray, wire: np.dtype) -> float:
 
 def _gather_into(payload: np.ndarray, x: np.ndarray, indices: np.ndarray, dtype: np.dtype) -> None:
     """payload = x[indices] as dtype; a payload that starts at an odd address takes a copy."""
-    values = payload.view(dtype)
-    aligned = np.require(values, requirements="A")
-    kernels.of(x).gather(x, indices, aligned)
-    if aligned is not values:
-        values[...] = aligned
+    values = kernels.values_of(payload, dtype)
+    kernels.of(x).gather(x, indices, values)
+    if not kernels.overlap(values, payload):
+        payload[...] = values.view(np.uint8)
 
 
 def _values(payload: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The values of a payload, refused where one is NaN or Inf: no encoder writes those."""
-    values = np.require(payload.view(dtype), requirements="A")
+    values = kernels.values_of(payload, dtype)
     bad, first = kernels.of(values).count_nonfinite(values)
     if bad:
         raise ValueError(f"payload has {bad} NaN or Inf among {values.size} values, the first at position {first}")
@@ -186,8 +186,8 @@ class RandK(Sparsifier):
     def scale(self, d: int) -> float:
         return d / _count(self.k, d)
 
-    def indices(self, d: int, key: Key) -> np.ndarray:
-        indices = np.empty(_count(self.k, d), np.uint32)
+    def indices(self, d: int, key: Key, like=None) -> np.ndarray:
+        indices = kernels.empty(like, _count(self.k, d), np.uint32)
         kernels.of(indices).random_subset(key.word, d, 0, indices)
         return indices
 
@@ -242,9 +242,9 @@ class PermK(Sparsifier):
         start, end = self._range(d, key)
         return end - start
 
-    def indices(self, d: int, key: Key) -> np.ndarray:
+    def indices(self, d: int, key: Key, like=None) -> np.ndarray:
         start, end = self._range(d, key)
-        indices = np.empty(end - start, np.uint32)
+        indices = kernels.empty(like, end - start, np.uint32)
         kernels.of(indices).random_subset(key.shared.word, d, start, indices)
         return indices
 
@@ -292,19 +292,19 @@ class Bernoulli(Sparsifier):
     def scale(self, d: int) -> float:
         return 2**32 / self._threshold
 
-    def indices(self, d: int, key: Key) -> np.ndarray:
+    def indices(self, d: int, key: Key, like=None) -> np.ndarray:
         p = self._threshold / 2**32
         likely = min(d, int(p * d + 6 * math.sqrt(p * (1 - p) * d)) + 16)
-        indices = np.empty(likely, np.uint32)
+        indices = kernels.empty(like, likely, np.uint32)
         k = kernels.of(indices)
         kept = k.bernoulli_indices(key.word, d, self._threshold, indices)
         if kept > likely:
-            indices = np.empty(kept, np.uint32)
+            indices = kernels.empty(like, kept, np.uint32)
             k.bernoulli_indices(key.word, d, self._threshold, indices)
         return indices[:kept]
 
     def count(self, d: int, key: Key) -> int:
-        return kernels.of(np.empty(0, np.uint32)).bernoulli_count(key.word, d, self._threshold)
+        return _shapes.bernoulli_count(key.word, d, self._threshold)
 
     @classmethod
     def examples(cls):
@@ -340,14 +340,14 @@ class TopK(Contractive):
 
     def bits(self, d: int, dtype=np.float32) -> int:
         k = _count(self.k, d)
-        return 8 * wire_bytes(self.wire) * k + kernels.of(np.empty(0)).rice_bound(d, k)
+        return 8 * wire_bytes(self.wire) * k + _shapes.rice_bound(d, k)
 
     def _encode(self, x, key, out):
         kernel, d, wire = kernels.of(x), x.size, np.dtype(self.wire)
         _check_range(x, wire)
-        indices = np.empty(_count(self.k, d), np.uint32)
+        indices = kernels.empty(x, _count(self.k, d), np.uint32)
         kernel.topk(x, indices)
-        payload = kernels.buffer(-(-self.bits(d) // 8), out)
+        payload = kernels.buffer(-(-self.bits(d) // 8), out, x)
         split = indices.size * wire.itemsize
         _gather_into(payload[:split], x, indices, wire)
         bits = 8 * split + kernel.rice_encode(indices, d, payload[split:])
@@ -355,7 +355,7 @@ class TopK(Contractive):
 
     def _decode(self, message, key, out, weight, add):
         kernel, d, payload, wire = kernels.of(out), message.size, message.payload, np.dtype(self.wire)
-        indices = np.empty(_count(self.k, d), np.uint32)
+        indices = kernels.empty(out, _count(self.k, d), np.uint32)
         split = indices.size * wire.itemsize
         if payload.size < split:
             raise ValueError(f"TopK: payload has {payload.size} bytes, {indices.size} values alone have {split}")
@@ -363,7 +363,7 @@ class TopK(Contractive):
         if payload.size != split + -(-bits // 8):
             raise ValueError(f"TopK: payload has {payload.size} bytes, its codes end at {split + -(-bits // 8)}")
         if not add:
-            out[...] = 0
+            out.fill(0)
         kernel.scatter_add(_values(payload[:split], wire), indices, out, weight)
 
     @classmethod

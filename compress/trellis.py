@@ -116,15 +116,16 @@ class _Coded(Compressor):
         if not math.isfinite(size):
             refuse_nonfinite(x)
         if size == 0:
-            return kernels.buffer(0, out), 0
+            return kernels.buffer(0, out, x), 0
         rms = size / math.sqrt(x.size)
         largest = float(k.max_abs(x))
         if rms < 1e-290 or largest > 1e290:
             raise ValueError(f"the norm of x is {size:g}: out of the range 1e-290 to 1e290")
-        data = _Search(self, x, key, rms, largest).payload()
-        payload = kernels.buffer(len(data), out)
-        payload[:] = np.frombuffer(data, np.uint8)
-        return payload, 8 * len(data)
+        head, body = _Search(self, x, key, rms, largest).payload()
+        payload = kernels.buffer(len(head) + len(body), out, x)
+        kernels.store(payload[: len(head)], head)
+        kernels.store(payload[len(head) :], body)
+        return payload, 8 * payload.size
 
     # Decoding
 
@@ -132,15 +133,16 @@ class _Coded(Compressor):
         payload = message.payload
         if payload.size == 0:
             if not add:
-                out[...] = 0
+                out.fill(0)
             return
-        flags = int(payload[0])
+        head = kernels.host(payload[:12])
+        flags = int(head[0])
         at = 1 if self.unbiased else 4
         width = 8 if flags & 2 else 4
         if payload.size < at + width:
             raise ValueError(f"coded levels: truncated, {payload.size} bytes")
-        offsets = np.zeros(3) if self.unbiased else payload[1:4].view(np.int8) / 256
-        (step,) = struct.unpack("<d" if width == 8 else "<f", payload[at : at + width].tobytes())
+        offsets = np.zeros(3) if self.unbiased else head[1:4].view(np.int8) / 256
+        (step,) = struct.unpack("<d" if width == 8 else "<f", head[at : at + width].tobytes())
         if not 0 < step < math.inf:
             raise ValueError(f"coded levels: the step is {step}")
         merged, folded = flags >> 2 & 7, flags >> 5
@@ -296,11 +298,11 @@ class _Attempt:
         costs = _PLAIN if plan.costs is None else plan.costs
         models = k.level_model_count(self.code)
         narrow = largest < (2 * k.LEVEL_NARROW - 8) * self.step
-        self.symbol = np.empty(x.size, np.uint8)
-        self.model = np.empty(x.size, np.uint8) if models > 1 else None
-        self.extra = None if narrow else np.empty(x.size, np.uint16)
-        self.counts = np.empty(models * 256, np.uint32)
-        moments = np.empty(7) if measured else None
+        self.symbol = kernels.empty(x, x.size, np.uint8)
+        self.model = kernels.empty(x, x.size, np.uint8) if models > 1 else None
+        self.extra = None if narrow else kernels.empty(x, x.size, np.uint16)
+        counts = kernels.empty(x, models * 256, np.uint32)
+        moments = kernels.empty(x, 7, np.float64) if measured else None
         self.escapes, *self.escaped = k.level_encode_symbols(
             x,
             self.code,
@@ -313,10 +315,11 @@ class _Attempt:
             self.symbol,
             self.model,
             self.extra,
-            self.counts,
+            counts,
             moments,
         )
-        self.moments = moments.tolist() if measured else None
+        self.counts = kernels.host(counts)
+        self.moments = kernels.host(moments).tolist() if measured else None
         self.bits, self.model_bits, self.sent = k.level_bits(self.code, self.counts, whole / x.size)
 
     def rate(self):
@@ -361,13 +364,14 @@ class _Attempt:
         return _Plan(self.plan.labels, True, costs, offsets=offsets)
 
     def payload(self):
+        """Head and body."""
         *_, dithered, context, _ = self.sent
         models = max(context - 1, 0) << 2 | max(dithered - 1, 0) << 5
         head = bytes([(1 if self.plan.labels else 0) | (2 if self.wide else 0) | models])
         if not self.c.unbiased:
             head += np.array([round(256 * o) for o in self.plan.offsets], np.int8).tobytes()
         head += struct.pack("<d" if self.wide else "<f", self.step)
-        return head + self.k.level_encode(
+        return head, self.k.level_encode(
             self.code, self.sent, self.symbol, self.model, self.extra, self.counts, *self.escaped
         )
 
@@ -412,7 +416,10 @@ def _sample(x, size, row):
         return x
     rows = size // row
     first = (np.arange(rows) * ((x.size - row) / (rows - 1))).astype(np.int64)
-    return np.ascontiguousarray(x[first[:, None] + np.arange(row)].ravel())
+    places = (first[:, None] + np.arange(row)).ravel().astype(np.uint32)
+    sample = kernels.empty(x, places.size, x.dtype)
+    kernels.of(x).gather(x, kernels.like(x, places), sample)
+    return sample
 
 
 class _Steps:
@@ -632,10 +639,11 @@ class Trellis(_Coded):
         if self.rotate:
             kernels.of(out).rotate(coded, coded, key.shared.word, True)
             return add_or_store(coded, out, weight, add)
-        at = 0
-        for part in self._strips(out):
-            add_or_store(coded[at : at + part.size].reshape(part.shape), part, weight, add)
+        ordered, at = np.empty_like(coded), 0
+        for part in self._strips(ordered):
+            part[...] = coded[at : at + part.size].reshape(part.shape)
             at += part.size
+        add_or_store(ordered, out, weight, add)
 
     def _strips(self, x):
         """Views of x, as a matrix, in the order of coding: strips from top to bottom, what they leave, the last row."""

@@ -5,22 +5,32 @@
 
 cdef extern from "chunk.h" nogil:
     enum:
-        LINE_RANGE
-        LINE_SPAN
-        CHUNK_SCALES
-        CHUNK_RATIOS
+        CHUNK_TRIALS
         CHUNK_HEADER
-        CHUNK_MAX_LEVELS
+        LLOYD_STEPS
     ctypedef struct level_line:
         u32 bottom
         u32 top
         u32 span
     ctypedef struct chunk_levels:
         pass
+    ctypedef struct chunk_fit:
+        u32 high
+        u32 low
+        u32 mean
+    ctypedef struct chunk_start:
+        pass
     u32 line_of(f64)
-    f64 line_value(u32)
-    u32 line_scale_below(level_line, u32)
-    u32 line_ratio_below(level_line, u32)
+    f64 chunk_threshold(f64, f64)
+    f64 lloyd_step(f64, f64, i64, i64, f64*, f64*)
+    f64 lloyd_energy(f64, f64, f64, f64)
+    chunk_fit chunk_spread(f64, f64, f64, u32)
+    level_line line_empty()
+    level_line line_add(level_line, chunk_fit)
+    level_line line_closed(level_line)
+    bint chunk_sent(level_line, chunk_fit)
+    chunk_start chunk_start_of(level_line, chunk_fit)
+    bint chunk_trial(chunk_start, u32, int, u32*, u32*)
     chunk_levels chunk_levels_of(level_line, u32, u32, u32)
     f64 chunk_level(chunk_levels, u32)
     bint line_valid(level_line, f64)
@@ -30,7 +40,6 @@ cdef extern from "chunk.h" nogil:
 cdef enum:
     CHUNK_MAX = 1 << 16
     CHUNK_GROUPS = 4            # groups for each of the k
-    LLOYD_STEPS = 6
 
 
 cdef i64 count_reaching(const real* x, i64 n, u64 threshold) noexcept nogil:
@@ -159,12 +168,6 @@ def chunk_topk(x, i64 chunk, i64 k, indices) -> None:
 # Values. Two passes over the chunks: what levels each wants, as places on the line; then, with the range of the line
 # known, its byte, nibble and codes. Sums are in the order of reduce.h.
 
-cdef struct chunk_fit:
-    u32 high                    # 0: the chunk is zero
-    u32 low
-    u32 mean
-
-
 cdef f64 lloyd(const f64* a, i64 k, f64 total, f64 threshold, f64* work, f64* low, f64* high) noexcept nogil:
     """Two levels by Lloyd's iteration from a threshold; returns the energy that they capture."""
     cdef f64 above = 0
@@ -179,10 +182,8 @@ cdef f64 lloyd(const f64* a, i64 k, f64 total, f64 threshold, f64* work, f64* lo
             low[0] = high[0] = total / k
             return total * high[0]
         above = sum_leaf[f64](work, k, SELF)
-        high[0] = above / count
-        low[0] = (total - above if above < total else 0) / (k - count)
-        threshold = (low[0] + high[0]) / 2
-    return above * high[0] + (total - above) * low[0]
+        threshold = lloyd_step(total, above, count, k, low, high)
+    return lloyd_energy(total, above, low[0], high[0])
 
 
 cdef chunk_fit fit_chunk(const f64* a, i64 k, u32 levels, f64* work) noexcept nogil:
@@ -191,7 +192,6 @@ cdef chunk_fit fit_chunk(const f64* a, i64 k, u32 levels, f64* work) noexcept no
     cdef f64 low[2]
     cdef f64 high[2]
     cdef int best
-    cdef u32 width
     cdef i64 i
     for i in range(k):
         least = min(least, a[i])
@@ -205,12 +205,7 @@ cdef chunk_fit fit_chunk(const f64* a, i64 k, u32 levels, f64* work) noexcept no
         fit.high = line_of(high[best])
         fit.low = line_of(low[best])
         return fit
-    fit.high = line_of(most)
-    fit.low = line_of(max(least, most / 256))
-    width = (fit.high - fit.low) // levels
-    fit.high -= width // 4
-    fit.low += width // 2
-    return fit
+    return chunk_spread(total / k, least, most, levels)
 
 
 cdef f64 levels_error(const f64* a, i64 k, chunk_levels l, u32 levels, f64* work) noexcept nogil:
@@ -223,7 +218,7 @@ cdef f64 levels_error(const f64* a, i64 k, chunk_levels l, u32 levels, f64* work
     for c in range(1, levels):
         before = level
         level = chunk_level(l, c)
-        threshold = (before + level) / 2
+        threshold = chunk_threshold(before, level)
         for i in range(k):
             work[i] = level if a[i] >= threshold else work[i]
     for i in range(k):
@@ -233,30 +228,20 @@ cdef f64 levels_error(const f64* a, i64 k, chunk_levels l, u32 levels, f64* work
 
 cdef void choose_levels(const f64* a, i64 k, level_line line, chunk_fit fit, u32 levels, f64* work,
                         u32* scale, u32* ratio) noexcept nogil:
-    """Design note C of chunk.h: the byte and the nibble of a chunk that is not zero."""
-    cdef u32 high[4]
-    cdef u32 low[3]
+    """The byte and the nibble of a chunk that is not zero."""
+    cdef chunk_start start = chunk_start_of(line, fit)
     cdef f64 error, least = 0
-    cdef int i, j
-    high[0] = line_scale_below(line, fit.high)
-    high[1] = min(high[0] + 1, <u32>CHUNK_SCALES)
-    high[2] = line_scale_below(line, fit.mean)
-    high[3] = min(high[2] + 1, <u32>CHUNK_SCALES)
-    low[0] = line_ratio_below(line, fit.high - fit.low)
-    low[1] = low[0] + 1
-    low[2] = CHUNK_RATIOS
+    cdef u32 s, r
+    cdef int t
     scale[0] = 0
-    for i in range(4):
-        for j in range(3):
-            if i >= 2 and j > 0:        # the single level
-                break
-            if j > 0 and levels == 1:
-                break
-            error = levels_error(a, k, chunk_levels_of(line, high[i], low[j] if i < 2 else 0, levels), levels, work)
-            if scale[0] == 0 or error < least:
-                least = error
-                scale[0] = high[i]
-                ratio[0] = low[j] if i < 2 else 0
+    for t in range(CHUNK_TRIALS):
+        if not chunk_trial(start, levels, t, &s, &r):
+            continue
+        error = levels_error(a, k, chunk_levels_of(line, s, r, levels), levels, work)
+        if scale[0] == 0 or error < least:
+            least = error
+            scale[0] = s
+            ratio[0] = r
 
 
 cdef void chunk_codes(const real* x, const f64* a, i64 k, chunk_levels l, int width, u8* code) noexcept nogil:
@@ -269,25 +254,9 @@ cdef void chunk_codes(const real* x, const f64* a, i64 k, chunk_levels l, int wi
     for c in range(1, <u32>1 << (width - 1)):
         before = level
         level = chunk_level(l, c)
-        threshold = (before + level) / 2
+        threshold = chunk_threshold(before, level)
         for i in range(k):
             code[i] += a[i] >= threshold
-
-
-cdef level_line line_of_fits(const chunk_fit* fit, i64 chunks) noexcept nogil:
-    cdef level_line line
-    cdef u32 bottom = 0x7fffffff
-    cdef i64 i
-    line.top = line.span = 0
-    for i in range(chunks):
-        if fit[i].high == 0:
-            continue
-        line.top = max(line.top, max(fit[i].high, fit[i].mean))
-        bottom = min(bottom, min(fit[i].high, fit[i].mean))
-        if fit[i].high - fit[i].low <= <u32>LINE_SPAN:
-            line.span = max(line.span, fit[i].high - fit[i].low)
-    line.bottom = min(line.top, max(bottom, line.top - <u32>LINE_RANGE if line.top > <u32>LINE_RANGE else 0))
-    return line
 
 
 cdef void magnitudes_of(const real* x, i64 n, f64* a) noexcept nogil:
@@ -325,7 +294,7 @@ cdef int encode_chunks(const real* x, i64 n, i64 k, int width, u8* out) noexcept
     cdef u8* code
     cdef u8* ratios = out + CHUNK_HEADER + chunks
     cdef u8* packed = out + chunk_codes_start(chunks, width)
-    cdef level_line line
+    cdef level_line line = line_empty()
     if fit == NULL:
         return -1
     a = <f64*>(<u8*>fit + (chunks * <i64>sizeof(chunk_fit) + 7 & ~<i64>7))
@@ -335,14 +304,15 @@ cdef int encode_chunks(const real* x, i64 n, i64 k, int width, u8* out) noexcept
         m = min(k, n - index * k)
         magnitudes_of[real](x + index * k, m, a)
         fit[index] = fit_chunk(a, m, levels, work)
-    line = line_of_fits(fit, chunks)
+        line = line_add(line, fit[index])
+    line = line_closed(line)
     memcpy(out, &line, CHUNK_HEADER)
     memset(ratios, 0, packed - ratios)
     memset(code, 0, n)
     for index in range(chunks):
         m = min(k, n - index * k)
         scale = ratio = 0
-        if fit[index].high and fit[index].mean >= line.bottom:
+        if chunk_sent(line, fit[index]):
             magnitudes_of[real](x + index * k, m, a)
             choose_levels(a, m, line, fit[index], levels, work, &scale, &ratio)
             chunk_codes[real](x + index * k, a, m, chunk_levels_of(line, scale, ratio, levels), width, code + index * k)

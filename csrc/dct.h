@@ -99,6 +99,11 @@ HD f64 dct_scale(u32 n, int which) {
   return rest == 2 ? scale * 0.70710678118654752440 : scale;
 }
 
+/* w[i][j] of `size` points within a block of n. */
+HD f64 dct_weight(const f64* table, u32 n, u32 size, u32 i, u32 j) {
+  return dct_scale(n, 1) * dct_cosine(table, (2 * i + 1) * (2 * j + 1) * (DCT_BLOCK / size));
+}
+
 /* The block at `start` of a vector of n: its length. */
 HD i64 dct_block(i64 n, i64 start) {
   i64 block = DCT_BLOCK;

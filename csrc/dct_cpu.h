@@ -40,8 +40,7 @@ static void DCT(dct_prepare)(DCT(dct_weights) * weights, u32 n) {
   weights->first = (REAL)dct_scale(n, 0);
   for (size = n; size > 1; size /= 2)
     for (i = 0; i < size / 2; ++i)
-      for (j = 0; j < size / 2; ++j)
-        *w++ = (REAL)(dct_scale(n, 1) * dct_cosine(dct_cosines, (2 * i + 1) * (2 * j + 1) * (DCT_BLOCK / size)));
+      for (j = 0; j < size / 2; ++j) *w++ = (REAL)dct_weight(dct_cosines, n, size, i, j);
 }
 
 /* to[r * step] = sum_c w[r across, c down] from[c * stride], in the order of c, for r and c below `half`. */

@@ -13,11 +13,13 @@
       of itself, which costs nothing, and is what the format says.
    D. Blocks are those of the rotation (hadamard.h, C). Where they do not fill the vector, n = k B + r, the overlapping
       one leaves r coordinates of its neighbour: blocks k - 1 and k are these r coordinates and the last B. Coordinates
-      of one block then have one variance, whatever x is. */
+      of one block then have one variance, whatever x is. A span is what is rotated by itself: a block, or the last
+      whole one and the r coordinates that follow it. */
 #ifndef COMPRESS_EDEN_H
 #define COMPRESS_EDEN_H
 #include "hadamard.h"
 #include "pack.h"
+#include "reduce.h"
 
 enum { EDEN_ALPHABETS = 20, EDEN_LEVELS = 256, EDEN_RANGE = 5, EDEN_CELLS = 640, EDEN_RATE_ONE = 65536 };
 
@@ -109,7 +111,9 @@ HD u32 eden_cell(eden_alphabet a, i32 cell, i32* below) {
     t = t < top ? t : top;                                                                                             \
     return t > 0 ? t : 0;                                                                                              \
   }                                                                                                                    \
-  HD u32 eden_code_##SUFFIX(REAL position, u32 word) { return (word & 255u) + (position > (REAL)f32_bits(word)); }
+  HD u32 eden_code_##SUFFIX(REAL position, u32 word) { /* one more where the threshold lies below it */                \
+    return (word & 255u) + (u32)(bits_##SUFFIX((REAL)f32_bits(word) - position) >> (8 * sizeof(REAL) - 1));            \
+  }
 
 EDEN_FORMULAS(f32, f32)
 EDEN_FORMULAS(f64, f64)
@@ -135,6 +139,32 @@ HD eden_split eden_split_of(i64 n, i64 rate) {
   s.n[1] = s.n[1] < n ? s.n[1] : n;
   s.n[0] = n - s.n[1];
   return s;
+}
+
+/* The length of the span that starts at `start`. */
+HD i64 eden_span(i64 start, i64 n, i64 block) { return n - start < 2 * block ? n - start : block; }
+
+/* 1 / variance of n coordinates whose squares sum to `square`. */
+HD f64 eden_precision(f64 square, i64 n) { return square > 0 ? (f64)n / square : 0; }
+
+/* A block's scale from the sums of z^2, z level and level^2. */
+HD f64 eden_scale(f64 square, f64 product, f64 levels, int unbiased) {
+  if (!(product > 0) || !(levels > 0)) return 0;
+  return (unbiased ? square / product : product / levels) / EDEN_UNIT;
+}
+
+/* z / factor; what rounding has carried beyond the range becomes its largest number. */
+HD f32 eden_restore_f32(f64 z, f64 factor) {
+  const f64 top = f32_bits(INFINITE_F32 - 1);
+  z /= factor;
+  z = z > -top ? z : -top;
+  return (f32)(z < top ? z : top);
+}
+HD f64 eden_restore_f64(f64 z, f64 factor) {
+  const f64 top = f64_bits(INFINITE_F64 - 1);
+  z /= factor;
+  z = z > -top ? z : -top;
+  return z < top ? z : top;
 }
 
 /* Bytes of the codes of n coordinates in an alphabet, and of a block. */

@@ -15,6 +15,11 @@ cdef extern from "eden_cpu.h" nogil:
     eden_alphabet eden_alphabet_of(int)
     i32 eden_level(eden_alphabet, i32)
     eden_split eden_split_of(i64, i64)
+    i64 eden_span(i64, i64, i64)
+    f64 eden_precision(f64, i64)
+    f64 eden_scale(f64, f64, f64, bint)
+    f32 eden_restore_f32(f64, f64)
+    f64 eden_restore_f64(f64, f64)
     i64 eden_part_bytes(i64, eden_alphabet)
     i64 eden_block_bytes(i64, i64)
     void eden_open(eden_book*, int)
@@ -72,14 +77,6 @@ cdef void eden_release(Eden* w) noexcept nogil:
     free(w)
 
 
-# A span is what is rotated by itself: a block, or the last whole one and the r coordinates that follow it, which are
-# two blocks of r and B (eden.h, D).
-
-cdef inline i64 span_at(i64 start, i64 n, i64 block) noexcept nogil:
-    """The length of the span that starts there."""
-    return n - start if n - start < 2 * block else block
-
-
 cdef inline void rotate_span(real* z, i64 n, i64 block, u64 start, u64 key, bint inverse) noexcept nogil:
     cdef real* last = z + n - block
     if inverse and n > block:
@@ -103,7 +100,7 @@ cdef inline f64 eden_encode_block(Eden* w, real* z, i64 n, u8* out) noexcept nog
     cdef eden_split split = eden_split_of(n, w.rate)
     cdef real* level = <real*>w.level
     cdef f64 square = sum_leaf(z, n, SQUARE), product, levels
-    cdef f64 unit = sqrt(n / square) if square > 0 else 0
+    cdef f64 unit = sqrt(eden_precision(square, n))
     cdef i64 start = 0, i
     cdef int part
     for part in range(2):
@@ -118,9 +115,7 @@ cdef inline f64 eden_encode_block(Eden* w, real* z, i64 n, u8* out) noexcept nog
         z[i] *= level[i]
     product = sum_leaf(z, n, SELF)
     levels = sum_leaf(level, n, SQUARE)
-    if not product > 0 or not levels > 0:
-        return 0
-    return (square / product if w.unbiased else product / levels) / EDEN_UNIT
+    return eden_scale(square, product, levels, w.unbiased)
 
 
 cdef inline void eden_decode_block(Eden* w, const u8* data, f64 scale, real* z, i64 n) noexcept nogil:
@@ -139,12 +134,9 @@ cdef inline void eden_decode_block(Eden* w, const u8* data, f64 scale, real* z, 
 cdef inline int write_scale(f64 scale, int wire, bint double_input, u8* out) noexcept nogil:
     """Status as in write_scales."""
     cdef f32 single = <f32>scale
-    if not scale < f64_bits(INFINITE_F64):
-        return 1
-    if (wire == 4 or not double_input) and not single < f32_bits(INFINITE_F32):
-        return 2
-    if wire == 4 and double_input and scale > 0 and scale < f32_bits(0x00800000):
-        return 2
+    cdef int status = scale_status(scale, single, wire, 8 if double_input else 4)
+    if status:
+        return status
     if wire == 4:
         memcpy(out, &single, 4)
     else:
@@ -174,7 +166,7 @@ cdef int eden_encode_all(Eden* w, const real* x, i64 n, u64 key, u8* codes, u8* 
     cdef f64 largest, factor
     cdef int status
     while start < n:
-        m = span_at(start, n, block)
+        m = eden_span(start, n, block)
         largest = largest_magnitude(x + start, m)
         if not largest < f64_bits(INFINITE_F64):
             return 1
@@ -218,10 +210,9 @@ cdef void eden_decode_all(Eden* w, const u8* codes, const u8* scales, f64 weight
                           u64 key) noexcept nogil:
     cdef i64 block = rotation_block(n), start = 0, m, i
     cdef real* z = <real*>(w.level if real is f32 else w.z)      # what a span in float64 is rounded to
-    cdef real top = f32_bits(INFINITE_F32 - 1) if real is f32 else f64_bits(INFINITE_F64 - 1)
     cdef f64 largest, factor
     while start < n:
-        m = span_at(start, n, block)
+        m = eden_span(start, n, block)
         largest = read_scale(scales, 0, w.wire)
         if m > block:
             largest = max(largest, read_scale(scales, 1, w.wire))
@@ -232,8 +223,8 @@ cdef void eden_decode_all(Eden* w, const u8* codes, const u8* scales, f64 weight
             eden_decode_span[real](w, codes, scales, 1, z, m, block, start, key)
         else:
             eden_decode_span[f64](w, codes, scales, factor, w.z, m, block, start, key)
-            for i in range(m):           # what rounding has carried beyond the range becomes its largest number
-                z[i] = <real>min(max(w.z[i] / factor, <f64>-top), <f64>top)
+            for i in range(m):
+                z[i] = eden_restore_f32(w.z[i], factor) if real is f32 else eden_restore_f64(w.z[i], factor)
         eden_emit(z, m, <real>weight, add, out + start)
         codes += eden_block_bytes(block, w.rate)
         if m > block:

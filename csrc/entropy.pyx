@@ -8,7 +8,6 @@ cdef extern from "entropy_cpu.h" nogil:
         ENTROPY_HEAD
         ENTROPY_SYMBOLS
         ENTROPY_TAIL
-        ENTROPY_TAIL_SHIFT
     ctypedef enum EntropyFault:
         ENTROPY_FINE
         ENTROPY_TRUNCATED
@@ -22,6 +21,13 @@ cdef extern from "entropy_cpu.h" nogil:
     u32 entropy_code(u32, u32)
     u32 entropy_slot(u32, u32, u32)
     u32 entropy_order(int)
+    u32 entropy_entry(u32, u32, u32)
+    i64 entropy_chunk_bytes(u32)
+    u32 entropy_head_bytes(int, u32)
+    ctypedef struct EntropyBits:
+        i64 at, stop
+    EntropyBits entropy_bits_at(const u8*, i64, i64)
+    u64 entropy_bits(EntropyBits*, int)
     u16* entropy_encode_chunk(const EntropySource*, i64, u16*, u8*, int*, u32*)
 
 ENTROPY_LARGEST_CHUNK = <int>ENTROPY_CHUNK
@@ -77,27 +83,6 @@ cdef void write_bits(Writer* w, u64 value, int n) noexcept nogil:
 cdef void write_end(Writer* w) noexcept nogil:
     if w.bits:
         write_bits(w, 0, 8 - w.bits)
-
-
-ctypedef struct Reader:
-    const u8* data
-    i64 at, stop
-    u64 held
-    int bits
-
-
-cdef u64 read_bits(Reader* r, int n) noexcept nogil:
-    """n <= 32 bits; zeros, and at > stop, where the data ends."""
-    cdef u64 value
-    while r.bits < n:
-        if r.at < r.stop:
-            r.held |= <u64>r.data[r.at] << r.bits
-        r.at += 1
-        r.bits += 8
-    value = r.held & ((<u64>1 << n) - 1)
-    r.held >>= n
-    r.bits -= n
-    return value
 
 
 cdef f64 log2_of(f64 x) noexcept nogil:
@@ -177,17 +162,17 @@ cdef void write_model(Writer* w, const u32* f) noexcept nogil:
         i += 1
 
 
-cdef int read_model(Reader* r, u32* f) noexcept nogil:
+cdef int read_model(EntropyBits* r, u32* f) noexcept nogil:
     cdef u32 left = ENTROPY_SLOTS
     cdef int i
     memset(f, 0, 4 * 256)
-    if not read_bits(r, 1):
+    if not entropy_bits(r, 1):
         return 0
-    i = 0 if read_bits(r, 1) else 2
+    i = 0 if entropy_bits(r, 1) else 2
     while left:
         if i == ENTROPY_SYMBOLS or r.at > r.stop:
             return -1
-        f[entropy_order(i)] = <u32>read_bits(r, width_of(left))
+        f[entropy_order(i)] = <u32>entropy_bits(r, width_of(left))
         if f[entropy_order(i)] > left:
             return -1
         left -= f[entropy_order(i)]

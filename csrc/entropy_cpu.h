@@ -165,8 +165,8 @@ typedef struct {
   u8 spare[6 * ENTROPY_LANES]; /* the last words again, with room behind them to read too far */
 } EntropyReader;
 
-/* Reads the head of a chunk of `words` words at `data`, where `size` bytes are left; *used = its bytes. */
-static EntropyFault entropy_open(EntropyReader* reader, const u8* data, i64 size, u32 words, int lanes, i64* used) {
+/* Reads the head of a chunk at `data`, where `size` bytes are left. */
+static EntropyFault entropy_open(EntropyReader* reader, const u8* data, i64 size, u32 entry, int lanes) {
   u64 held = 0;
   i64 at = (lanes + 1) / 2;
   int i, bits = 0;
@@ -184,10 +184,10 @@ static EntropyFault entropy_open(EntropyReader* reader, const u8* data, i64 size
     held >>= length;
     bits -= length;
   }
-  *used = at + 2 * (i64)words;
-  if (*used > size) return ENTROPY_TRUNCATED;
+  if (at != entropy_head(entry)) return ENTROPY_DAMAGED;
+  if (entropy_chunk_bytes(entry) > size) return ENTROPY_TRUNCATED;
   reader->word = data + at;
-  reader->stop = data + *used;
+  reader->stop = data + entropy_chunk_bytes(entry);
   return ENTROPY_FINE;
 }
 
@@ -218,8 +218,8 @@ HD u32 entropy_take1(u32* x, const u32* table, const u8** word) {
 }
 /* The next `bits` low bits. */
 HD u32 entropy_take_low(u32* x, u32 bits, const u8** word) {
-  const u32 s = *x & (ENTROPY_SLOTS - 1), low = s >> (ENTROPY_PRECISION - bits);
-  entropy_take_slot(x, entropy_slot(0, 4096u >> bits, s - (low << (ENTROPY_PRECISION - bits))), word);
+  const u32 low = entropy_low(*x, bits);
+  entropy_take_slot(x, entropy_low_slot(*x, bits), word);
   return low;
 }
 

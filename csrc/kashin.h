@@ -8,6 +8,8 @@
       N = H (rows without data) H.  t = |g|^2 / |g on the clipped places|^2 is the step that would be exact
       if no place entered or left the clip: it needs no table and adapts to redundancy, size and data, where
       a fixed step that is good for dense vectors diverges on vectors of eight equal coordinates.
+      Lane i of 256 (of as many as there are rows) adds elements i, i + 256, ... of either sum, and the lanes
+      fold in halves.
    C. M rises from CLIP_FIRST to CLIP_LAST of the level that is promised.
    D. Level K = max|a| sqrt(D) / ||x|| is measured after rounding up to what the message carries, and
       compared with the promise: as many steps again, then the next attempt. Nothing else is needed for the
@@ -26,7 +28,7 @@
 #include "hadamard.h"
 #include "philox.h"
 
-enum { KASHIN_ATTEMPTS = 32, KASHIN_LARGEST = 4096 };
+enum { KASHIN_ATTEMPTS = 32, KASHIN_SMALLEST = 64, KASHIN_LARGEST = 4096, KASHIN_LANES = 256 };
 
 #define KASHIN_ROWS_KEY 0x6b617368696e0001ull
 #define KASHIN_CLIP_FIRST 0.72
@@ -69,18 +71,30 @@ HD int kashin_word_valid(u32 word) {
   return word == 0 || (e >= -1100 && e <= 1100);
 }
 
+/* The part of the promise that step `step` clips at. */
+HD f64 kashin_clip(i64 step, i64 steps) {
+  const f64 rise = step + 1 < steps ? (f64)step / (f64)(steps - 1) : 1;
+  return KASHIN_CLIP_FIRST + (KASHIN_CLIP_LAST - KASHIN_CLIP_FIRST) * rise;
+}
+
 /* e = clip(a, m) - a */
-HD f32 kashin_excess_f32(f32 a, f32 m) {
-  f32 c = a < m ? a : m;
-  return (c > -m ? c : -m) - a;
-}
-HD f64 kashin_excess_f64(f64 a, f64 m) {
-  f64 c = a < m ? a : m;
-  return (c > -m ? c : -m) - a;
-}
+HD f32 kashin_excess_f32(f32 a, f32 m) { return clamp_f32(a, m) - a; }
+HD f64 kashin_excess_f64(f64 a, f64 m) { return clamp_f64(a, m) - a; }
 
 /* z where bit i of `data` is clear, 0 where it is set. */
 HD f32 kashin_null_f32(f32 z, u32 data, int i) { return f32_bits(bits_f32(z) & ((data >> i & 1) - 1)); }
 HD f64 kashin_null_f64(f64 z, u32 data, int i) { return f64_bits(bits_f64(z) & ((u64)(data >> i & 1) - 1)); }
+
+/* t, or 0 where it is 0 / 0. */
+HD f32 kashin_gain_f32(f32 all, f32 clipped) { return clipped > 0 ? all / clipped : 0; }
+HD f64 kashin_gain_f64(f64 all, f64 clipped) { return clipped > 0 ? all / clipped : 0; }
+
+/* v */
+HD f32 kashin_velocity_f32(f32 v, f32 t, f32 g) { return (f32)KASHIN_MOMENTUM * v + t * g; }
+HD f64 kashin_velocity_f64(f64 v, f64 t, f64 g) { return (f64)KASHIN_MOMENTUM * v + t * g; }
+
+/* What rounding has carried beyond the range of the type becomes its largest number. */
+HD f32 kashin_saturate_f32(f32 x) { return clamp_f32(x, 0x1.fffffep127f); }
+HD f64 kashin_saturate_f64(f64 x) { return clamp_f64(x, 0x1.fffffffffffffp1023); }
 
 #endif

@@ -1,6 +1,7 @@
 cdef extern from "kashin.h" nogil:
     enum:
         KASHIN_ATTEMPTS
+        KASHIN_SMALLEST
         KASHIN_LARGEST
     u32 kashin_draw(i64, i64, i64, u32)
     i64 floor_log2(f64)
@@ -11,6 +12,8 @@ cdef extern from "kashin.h" nogil:
     i64 kashin_word_exponent(u32)
     i64 kashin_word_attempt(u32)
     bint kashin_word_valid(u32)
+    f32 kashin_saturate_f32(f32)
+    f64 kashin_saturate_f64(f64)
 
 cdef extern from *:
     """
@@ -52,8 +55,8 @@ cdef struct Workspace:
 
 cdef int check_frame(i64 rows, i64 coordinates, View data) except -1:
     """A power of two of rows, coordinates on some of them, and a mask with as many bits set."""
-    if rows < 32 or rows > KASHIN_LARGEST or rows & (rows - 1) or not 1 <= coordinates <= rows:
-        raise ValueError(f"a frame has a power of two in [32, {KASHIN_LARGEST}] of rows and at most "
+    if rows < KASHIN_SMALLEST or rows > KASHIN_LARGEST or rows & (rows - 1) or not 1 <= coordinates <= rows:
+        raise ValueError(f"a frame has a power of two in [{KASHIN_SMALLEST}, {KASHIN_LARGEST}] of rows and at most "
                          f"as many coordinates, got {rows} and {coordinates}")
     return need(data, rows // 32, "data")
 
@@ -189,11 +192,9 @@ cdef inline void synthesize(Workspace* w, real* a, real* x, u32 word, u64 offset
 
 
 cdef inline void saturate(real* x, i64 n) noexcept nogil:
-    """What rounding has carried beyond the range of the type becomes its largest number."""
-    cdef real top = f32_bits(INFINITE_F32 - 1) if real is f32 else f64_bits(INFINITE_F64 - 1)
     cdef i64 i
     for i in range(n):
-        x[i] = min(max(x[i], -top), top)
+        x[i] = kashin_saturate_f32(x[i]) if real is f32 else kashin_saturate_f64(x[i])
 
 
 cdef inline void shift(real* x, i64 n, i64 exponent) noexcept nogil:

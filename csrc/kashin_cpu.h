@@ -1,6 +1,6 @@
 /* One frame at a time, all of it in the first-level cache. Included once an element type, after
    hadamard_cpu.h, with REAL defined. Everything is bit for bit the same at every vector width: the transform
-   is, elementwise loops are, and the two sums run over 32 lanes that fold in halves. */
+   is, elementwise loops are, and the two sums run over lanes that fold in halves. */
 
 #ifndef COMPRESS_KASHIN_CPU_H
 #define COMPRESS_KASHIN_CPU_H
@@ -23,7 +23,6 @@ typedef struct {
 } kashin_frame;
 #endif
 
-#define LANES 32
 #define VEC T(vec)
 #define WIDTH ((int)(VECTOR_BYTES / sizeof(REAL)))
 
@@ -64,28 +63,35 @@ static void T(kashin_synthesize)(const kashin_frame* f, REAL* a, REAL* x, i64 at
   T(kashin_extract)(f, a, x, attempt, offset, key);
 }
 
-/* 32 sums to one, in halves. */
-static REAL T(kashin_fold)(REAL* lane) {
-  for (int half = LANES / 2; half; half /= 2)
+/* Sums to one, in halves. */
+static REAL T(kashin_fold)(REAL* lane, i64 lanes) {
+  for (i64 half = lanes / 2; half >= WIDTH; half /= 2)
+    for (i64 i = 0; i < half; i += WIDTH) T(store)(lane + i, T(load)(lane + i) + T(load)(lane + i + half));
+  for (int half = WIDTH / 2; half; half /= 2)
     for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
   return lane[0];
 }
 
-/* |g|^2 / |g where |a| > m|^2, or 0 where that is 0 / 0. */
+/* |g|^2 / |g where |a| > m|^2, a stripe of the lanes at a time. */
 static REAL T(kashin_step)(const REAL* a, const REAL* g, i64 n, REAL m) {
-  enum { VECTORS = LANES / WIDTH };
-  VEC all[VECTORS] = {{0}}, clipped[VECTORS] = {{0}};
-  for (i64 row = 0; row < n; row += LANES) {
-    UNROLL
-    for (int j = 0; j < VECTORS; ++j) {
-      VEC at = T(load)(a + row + j * WIDTH), square = T(load)(g + row + j * WIDTH);
-      square *= square;
-      all[j] += square;
-      clipped[j] += (VEC)((T(mask))square & (T(mask))((at > m) | (at < -m)));
+  enum { VECTORS = 4 };
+  const i64 lanes = n < KASHIN_LANES ? n : KASHIN_LANES;
+  REAL all[KASHIN_LANES], clipped[KASHIN_LANES];
+  for (i64 stripe = 0; stripe < lanes; stripe += VECTORS * WIDTH) {
+    VEC sum[VECTORS] = {{0}}, part[VECTORS] = {{0}};
+    for (i64 row = stripe; row < n; row += lanes) {
+      UNROLL
+      for (int j = 0; j < VECTORS; ++j) {
+        VEC at = T(load)(a + row + j * WIDTH), square = T(load)(g + row + j * WIDTH);
+        square *= square;
+        sum[j] += square;
+        part[j] += (VEC)((T(mask))square & (T(mask))((at > m) | (at < -m)));
+      }
     }
+    T(store_rows)(all + stripe, WIDTH, VECTORS, sum);
+    T(store_rows)(clipped + stripe, WIDTH, VECTORS, part);
   }
-  REAL above = T(kashin_fold)((REAL*)all), below = T(kashin_fold)((REAL*)clipped);
-  return below > 0 ? above / below : 0;
+  return T(kashin_gain)(T(kashin_fold)(all, lanes), T(kashin_fold)(clipped, lanes));
 }
 
 static REAL T(kashin_max)(const REAL* a, i64 n) {
@@ -113,8 +119,7 @@ static i64 T(kashin_represent)(const kashin_frame* f, const REAL* x, f64 norm, R
         if (*level <= promise) return attempt;
         if (step == 2 * f->steps) break;
       }
-      f64 rise = step + 1 < f->steps ? (f64)step / (f64)(f->steps - 1) : 1;
-      REAL m = (REAL)(promise * (KASHIN_CLIP_FIRST + (KASHIN_CLIP_LAST - KASHIN_CLIP_FIRST) * rise));
+      REAL m = (REAL)(promise * kashin_clip(step, f->steps));
       for (i64 i = 0; i < n; ++i) e[i] = T(kashin_excess)(a[i], m);
       T(fwht)(e, n, 1);
       for (i64 row = 0; row < n; row += 32)
@@ -122,7 +127,7 @@ static i64 T(kashin_represent)(const kashin_frame* f, const REAL* x, f64 norm, R
       T(fwht)(e, n, (REAL)(1 / (f64)n));
       REAL t = T(kashin_step)(a, e, n, m);
       for (i64 i = 0; i < n; ++i) {
-        v[i] = (REAL)KASHIN_MOMENTUM * v[i] + t * e[i];
+        v[i] = T(kashin_velocity)(v[i], t, e[i]);
         a[i] += v[i];
       }
     }
@@ -130,6 +135,5 @@ static i64 T(kashin_represent)(const kashin_frame* f, const REAL* x, f64 norm, R
   return KASHIN_ATTEMPTS;
 }
 
-#undef LANES
 #undef VEC
 #undef WIDTH

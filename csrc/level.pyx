@@ -8,6 +8,8 @@ cdef extern from "level_cpu.h" nogil:
         LEVEL_BUCKETS
         LEVEL_FAR
         LEVEL_ESCAPED
+        LEVEL_MOMENTS
+        LEVEL_MOMENT_STEPS
     ctypedef struct LevelCode:
         int states
         int labels
@@ -24,14 +26,23 @@ cdef extern from "level_cpu.h" nogil:
     u32 level_bucket_first(u32, u32)
     u32 level_magnitude(i32, u32)
     i64 level_place(i64, i64, int, int)
+    int level_lanes(i64, f64)
+    f32 level_scaled(f64, f32)
+    i32 level_uniform(f32, f32, f32, int)
+    u32 level_guess(f32)
     void level_forget(LevelPast*, u32 (*)[32], int)
     void level_octaves(const LevelPast*, i64, int, int, u32*)
     void level_remember(LevelPast*, i64, int, int, const u32*)
     void level_symbols_of(const LevelCode*, const i32*, const u8*, i64, int, u32 (*)[32], u8*, u8*, u16*)
-    EntropyFault level_decode_of(const u8*, i64, u32, i64, const LevelCode*, const u32*, const u8*, u32 (*)[32], i32*,
-                                 i64*)
+    EntropyFault level_decode_of(const u8*, i64, u32, i64, const LevelCode*, const u32*, const u8*, u32 (*)[32], i32*)
+    f64 level_moved(i32, f64, f64, f64)
+    f64 level_undithered(i32, f32)
+    f32 level_finite_f32(f64)
+    f64 level_finite_f64(f64)
+    int level_is_more(u32)
+    f64 level_read_escape(EntropyBits*, int*)
     int level_count_few(const u8*, const u8*, i64, int, u32*)
-    void level_moments(const f32*, const i32*, i64, int, i64, int, f64*)
+    void level_moments(const f32*, const i32*, i64, int, i64, int, f64*, i64)
     void level_dither(u64, i64, u64, int, f32*, u8*)
 
 LEVEL_OCTAVES = <int>LEVEL_CONTEXTS
@@ -91,7 +102,8 @@ cdef LevelCode code_of(tuple code) except *:
     """(states, labels, dithered, context, columns)"""
     cdef LevelCode c
     c.states, c.labels, c.dithered, c.context, c.columns = code
-    if not 0 <= c.dithered <= 6 or not 0 <= c.context <= 7 or not 0 <= c.columns <= <int>LEVEL_COLUMNS:
+    if c.states not in (1, 4, 8, 16, 32, 64, 256) or not 0 <= c.dithered <= 6 or not 0 <= c.context <= 7 or \
+            not 0 <= c.columns <= <int>LEVEL_COLUMNS:
         raise ValueError(f"{code} is not a code")
     if level_models(&c) > 256:
         raise ValueError(f"{code} has {level_models(&c)} models, more than 256")
@@ -124,10 +136,6 @@ cdef void draw_dither(const LevelCode* c, LevelRoom* room, i64 first, i64 n, u64
             room.phase[t * lanes + lane] = room.natural[r.start + t]
 
 
-cdef inline f32 scaled(f64 v, f32 u) noexcept nogil:
-    return TRELLIS_FAR if not fabs(v) <= LEVEL_FAR else <f32>v + u
-
-
 cdef void scale_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, LevelRoom* room) noexcept nogil:
     """a[step][lane] = x / step + u, TRELLIS_FAR where |x| / step is; zeros where there is no coordinate."""
     cdef int lanes = room.lanes, lane
@@ -141,16 +149,17 @@ cdef void scale_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, Lev
                 r = run_of(n, lanes, lane)
                 for t in range(block, min(block + 16, r.length)):
                     p = r.start + t
-                    room.a[t * ENTROPY_LANES + lane] = scaled(x[p] * inverse, room.u[p] if c.dithered else 0)
+                    room.a[t * ENTROPY_LANES + lane] = level_scaled(x[p] * inverse, room.u[p] if c.dithered else 0)
     elif lanes < ENTROPY_LANES:
         for p in range(n):
-            room.a[p // lanes * ENTROPY_LANES + p % lanes] = scaled(x[p] * inverse, room.u[p] if c.dithered else 0)
+            t = p // lanes * ENTROPY_LANES + p % lanes
+            room.a[t] = level_scaled(x[p] * inverse, room.u[p] if c.dithered else 0)
     elif c.dithered:
         for p in range(n):
-            room.a[p] = scaled(x[p] * inverse, room.u[p])
+            room.a[p] = level_scaled(x[p] * inverse, room.u[p])
     else:
         for p in range(n):
-            room.a[p] = scaled(x[p] * inverse, 0)
+            room.a[p] = level_scaled(x[p] * inverse, 0)
 
 
 cdef void guess_octaves(const LevelCode* c, i64 steps, LevelRoom* room) noexcept nogil:
@@ -159,7 +168,6 @@ cdef void guess_octaves(const LevelCode* c, i64 steps, LevelRoom* room) noexcept
     cdef u32 octave[32]
     cdef u32 magnitude[32]
     cdef const f32* a
-    cdef f32 v
     cdef i64 t
     cdef int l
     level_forget(&past, room.above, c.columns)
@@ -168,44 +176,32 @@ cdef void guess_octaves(const LevelCode* c, i64 steps, LevelRoom* room) noexcept
         a = room.a + t * ENTROPY_LANES
         for l in range(ENTROPY_LANES):
             room.octave[t * ENTROPY_LANES + l] = <u8>octave[l]
-            v = -a[l] if a[l] < 0 else a[l]
-            magnitude[l] = level_magnitude(<i32>nearest_f32(v), 0)
+            magnitude[l] = level_guess(a[l])
         level_remember(&past, t, c.columns, ENTROPY_LANES, magnitude)
 
 
-cdef void uniform_chunk(const LevelCode* c, i64 places, f32 dead, f32 rounding, LevelRoom* room) noexcept nogil:
-    """Even levels: nearest to a, or towards zero by a dead zone (in units of two levels)."""
+cdef void uniform_chunk(bint dithered, i64 places, f32 dead, f32 rounding, LevelRoom* room) noexcept nogil:
     cdef i64 p
-    cdef f32 v, t, m
     for p in range(places):
-        v = room.a[p]
-        if c.dithered:
-            m = nearest_f32(v * <f32>0.5)
-        else:
-            t = (-v if v < 0 else v) * <f32>0.5
-            m = nearest_f32(t + rounding - <f32>0.5)
-            m = 1 if m < 1 else m
-            m = 0 if t < dead else m
-            m = -m if v < 0 else m
-        room.level[p] = <i32>LEVEL_ESCAPED if v >= TRELLIS_FAR else 2 * <i32>m
+        room.level[p] = level_uniform(room.a[p], dead, rounding, dithered)
 
 
 cdef void quantize_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, const TrellisCost* cost, f32 dead,
-                         f32 rounding, LevelRoom* room, f64* moment) noexcept nogil:
-    """room.level: w of n coordinates in the order of coding."""
+                         f32 rounding, LevelRoom* room, f64* moment, i64 groups) noexcept nogil:
+    """room.level: w of n coordinates in the order of coding; moment: sums of their groups (level.h), or NULL."""
     cdef int lanes = room.lanes
     cdef i64 p, steps = ceil_div(n, lanes)
     cdef bint follow = c.context and not c.dithered
     scale_chunk(c, x, n, inverse, room)
     if c.states == 1:
-        uniform_chunk(c, steps * ENTROPY_LANES, dead, rounding, room)
+        uniform_chunk(c.dithered != 0, steps * ENTROPY_LANES, dead, rounding, room)
     else:
         if follow:
             guess_octaves(c, steps, room)
         trellis_search_of(room.a, room.octave if follow else NULL, steps, NULL if c.dithered else cost, room.decision,
                           room.level, c.labels, c.states)
     if moment != NULL:
-        level_moments(room.a, room.level, steps, lanes, n, c.labels, moment)
+        level_moments(room.a, room.level, steps, lanes, n, c.labels, moment, groups)
     if lanes < ENTROPY_LANES:
         for p in range(n):
             room.level[p] = room.level[p // lanes * ENTROPY_LANES + p % lanes]
@@ -213,7 +209,8 @@ cdef void quantize_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, 
 
 cdef enum:
     FEW = 32        # models that are counted in four tables
-    SPAN = 4096     # coordinates in the nearest cache; a multiple of what level_moments adds at once
+    GROUP = 2048    # coordinates of whole steps that level_moments adds at once
+    SPAN = 4096     # coordinates in the nearest cache; a multiple of those
 
 
 cdef void count_symbols(const u8* symbol, const u8* model, i64 n, int models, u32* count, u32* other) noexcept nogil:
@@ -250,14 +247,17 @@ cdef int escape_bits(i32 size) noexcept nogil:
     return 2 + 2 * width_of(<u32>(e + 2)) - 1 + max(e, 0)
 
 
-cdef int kept(const u32* count, f64 scale) noexcept nogil:
+cdef int kept(const LevelCode* c, const u32* count, f64 scale) noexcept nogil:
     """The largest bucket not to be escaped, by the bits of a vector that is `scale` times as long as the one counted.
 
     A symbol of the model takes 1/4096 of it at least, log2(e) / 4096 bits of everyone else, and about 4 bits to list.
+    With contexts all are kept, as what follows an escape depends on its being one.
     """
     cdef f64 n = 0, share, gain, best = 0
     cdef int bucket, sign, s, keep = LEVEL_BUCKETS
     cdef i32 size
+    if c.context:
+        return keep
     for s in range(256):
         n += count[s]
     share = n * scale * 3.522e-4 + 4
@@ -283,11 +283,6 @@ cdef bint all_kept(const u8* symbol, i64 n, int keep) noexcept nogil:
     for i in range(n):
         out |= <u8>(symbol[i] - (128 - keep)) > 2 * keep
     return not out
-
-
-cdef int lanes_of(i64 n, f64 scale) noexcept nogil:
-    """A sample, which is not sent, is cut like the whole chunks that it stands for."""
-    return ENTROPY_LANES if scale > 1 and n >= 4096 else entropy_lanes(n)
 
 
 cdef f64 dither_at(const LevelCode* c, i64 i, u64 key) noexcept nogil:
@@ -316,7 +311,7 @@ cdef i64 settle_escapes(Writer* out, const LevelCode* c, const real* x, i64 firs
                 v = x[at] * inverse
                 if c.dithered:
                     v += dither_at(c, at, key)
-                write_escape(out, floor(v + 0.5) if fabs(v) < 4503599627370496.0 else v, True)
+                write_far(out, v)
             elif bucket > keep[m]:
                 bits = level_bucket_bits(bucket)
                 size = <i32>level_bucket_first(bucket, bits) | (extra[p] & 0xfff if extra != NULL else 0)
@@ -353,16 +348,18 @@ def level_encode_symbols(x, tuple code, f64 inverse, u64 key, costs, f32 dead, f
     cdef LevelCode c = code_of(code)
     cdef int models = level_models(&c), least = LEVEL_BUCKETS
     cdef LevelRoom room
-    cdef i64 chunks = ceil_div(v.n, ENTROPY_CHUNK), first, n, escapes = 0, start, i, p, at, span, size
+    cdef i64 chunks = ceil_div(v.n, ENTROPY_CHUNK), first, n, escapes = 0, start, i, p, at, span, size, groups = 0
     cdef const TrellisCost* cost = <const TrellisCost*>w.f32s()
     cdef u8* sp = s.u8s()
     cdef u8* mp = m.u8s() if m is not None else NULL
     cdef u16* ep = <u16*>e.buffer.buf if e is not None else NULL
     cdef u32* count = k.u32s()
     cdef f64* moment = o.f64s() if o is not None else NULL
+    cdef f64* to
     cdef u8 keep[256]
     cdef u32* other
     cdef u32* sizes
+    cdef f64* sums
     cdef Writer out
     cdef bint failed
     need(w, 6 * (<i64>LEVEL_CONTEXTS if c.context else 1), "costs")
@@ -377,49 +374,55 @@ def level_encode_symbols(x, tuple code, f64 inverse, u64 key, costs, f32 dead, f
     memset(&out, 0, sizeof(out))
     other = <u32*>malloc(3 * 1024 * FEW)
     sizes = <u32*>malloc(4 * (chunks + 1))
+    if moment != NULL and chunks:
+        n = v.n - (chunks - 1) * ENTROPY_CHUNK
+        groups = (chunks - 1) * (ENTROPY_CHUNK // GROUP) + \
+            ceil_div(ceil_div(n, level_lanes(n, scale)), LEVEL_MOMENT_STEPS)
+    sums = <f64*>malloc(8 * LEVEL_MOMENTS * (groups + 1))
     with nogil:
-        failed = open_room(&room, &c, v.n, True) != 0 or other == NULL or sizes == NULL
+        failed = open_room(&room, &c, v.n, True) != 0 or other == NULL or sizes == NULL or sums == NULL
         if not failed:
             memset(count, 0, 1024 * models)
             memset(other, 0, 3 * 1024 * FEW)
-            if moment != NULL:
-                memset(moment, 0, 56)
         for i in range(chunks if not failed else 0):
             first = i * ENTROPY_CHUNK
             n = min(<i64>ENTROPY_CHUNK, v.n - first)
-            room.lanes = lanes_of(n, scale)
+            room.lanes = level_lanes(n, scale)
             # where nothing follows from what was before, a piece at a time stays in the nearest cache
             span = n if c.states > 1 or c.context or room.lanes < ENTROPY_LANES else SPAN
             at = first
             while at < first + n:
                 size = min(span, first + n - at)
+                to = sums + at // GROUP if moment != NULL else NULL
                 if c.dithered:
                     draw_dither(&c, &room, at, size, key)
                 if v.kind == c"f":
-                    quantize_chunk(&c, v.f32s() + at, size, inverse, cost, dead, rounding, &room, moment)
+                    quantize_chunk(&c, v.f32s() + at, size, inverse, cost, dead, rounding, &room, to, groups)
                 else:
-                    quantize_chunk(&c, v.f64s() + at, size, inverse, cost, dead, rounding, &room, moment)
+                    quantize_chunk(&c, v.f64s() + at, size, inverse, cost, dead, rounding, &room, to, groups)
                 level_symbols_of(&c, room.level, room.phase, size, room.lanes, room.above, sp + at,
                                  mp + at if mp != NULL else NULL, ep + at if ep != NULL else NULL)
                 count_symbols(sp + at, mp + at if mp != NULL else NULL, size, models, count, other)
                 at += size
+        for i in range(LEVEL_MOMENTS if moment != NULL and not failed else 0):
+            moment[i] = sum_terms[f64](sums + i * groups, groups, SELF)
         if not failed and models <= FEW:
             for p in range(256 * models):
                 count[p] += other[p] + other[256 * models + p] + other[512 * models + p]
         for i in range(models if not failed else 0):
-            # with contexts what follows an escape depends on its being one: too late
-            keep[i] = <u8>(LEVEL_BUCKETS if c.context else kept(count + 256 * i, scale))
+            keep[i] = <u8>kept(&c, count + 256 * i, scale)
             least = min(least, <int>keep[i])
         for i in range(chunks if not failed else 0):
             first = i * ENTROPY_CHUNK
             n = min(<i64>ENTROPY_CHUNK, v.n - first)
             start = out.used
+            room.lanes = level_lanes(n, scale)
             if v.kind == c"f":
-                escapes += settle_escapes(&out, &c, v.f32s(), first, n, lanes_of(n, scale), inverse, key, keep, least,
+                escapes += settle_escapes(&out, &c, v.f32s(), first, n, room.lanes, inverse, key, keep, least,
                                           sp + first, mp + first if mp != NULL else NULL,
                                           ep + first if ep != NULL else NULL, count)
             else:
-                escapes += settle_escapes(&out, &c, v.f64s(), first, n, lanes_of(n, scale), inverse, key, keep, least,
+                escapes += settle_escapes(&out, &c, v.f64s(), first, n, room.lanes, inverse, key, keep, least,
                                           sp + first, mp + first if mp != NULL else NULL,
                                           ep + first if ep != NULL else NULL, count)
             write_end(&out)
@@ -433,7 +436,57 @@ def level_encode_symbols(x, tuple code, f64 inverse, u64 key, costs, f32 dead, f
     finally:
         free(other)
         free(sizes)
+        free(sums)
         free(out.data)
+
+
+def level_keep(tuple code, counts, f64 scale) -> bytes:
+    """Of every model the largest bucket that level_encode_symbols does not escape, given what it counted at first."""
+    cdef View k = view(counts, b"I")
+    cdef LevelCode c = code_of(code)
+    cdef u8 keep[256]
+    cdef int models = level_models(&c), i
+    need(k, 256 * models, "counts")
+    for i in range(models):
+        keep[i] = <u8>kept(&c, k.u32s() + 256 * i, scale)
+    return keep[:models]
+
+
+def level_escape_bytes(listed, i64 n) -> tuple:
+    """The bytes of escapes among n levels and how many of them are each chunk's, as level_encode_symbols returns them.
+
+    listed: u64, two of each in the order of coding: twice its place, plus 1 where it is far, and the float64 to tell.
+    """
+    cdef View v = view(listed, b"Q")
+    cdef const u64* pair = <const u64*>v.buffer.buf
+    cdef i64 chunks = ceil_div(n, ENTROPY_CHUNK), i, at = 0, start
+    cdef u32* sizes = <u32*>malloc(4 * (chunks + 1))
+    cdef Writer out
+    memset(&out, 0, sizeof(out))
+    out.failed = sizes == NULL
+    with nogil:
+        for i in range(chunks if not out.failed else 0):
+            start = out.used
+            while at < v.n // 2 and <i64>(pair[2 * at] >> 1) < (i + 1) * ENTROPY_CHUNK:
+                if pair[2 * at] & 1:
+                    write_far(&out, f64_bits(pair[2 * at + 1]))
+                else:
+                    write_escape(&out, f64_bits(pair[2 * at + 1]), False)
+                at += 1
+            write_end(&out)
+            sizes[i] = <u32>(out.used - start)
+    try:
+        if out.failed:
+            raise MemoryError()
+        return out.data[:out.used], (<u8*>sizes)[:4 * chunks]
+    finally:
+        free(sizes)
+        free(out.data)
+
+
+cdef void write_far(Writer* w, f64 value) noexcept nogil:
+    """The nearest whole step."""
+    write_escape(w, floor(value + 0.5) if fabs(value) < 4503599627370496.0 else value, True)
 
 
 cdef void write_escape(Writer* w, f64 value, bint far) noexcept nogil:
@@ -451,31 +504,6 @@ cdef void write_escape(Writer* w, f64 value, bint far) noexcept nogil:
     b = (b & <u64>0xfffffffffffff) >> (52 - below)
     write_bits(w, <u32>b, min(below, 32))
     write_bits(w, b >> 32, max(below - 32, 0))
-
-
-cdef f64 read_escape(Reader* r, bint* far) noexcept nogil:
-    cdef bint minus
-    cdef int n = 1, e, below
-    cdef u64 b
-    cdef f64 v
-    far[0] = read_bits(r, 1)
-    minus = read_bits(r, 1)
-    while not read_bits(r, 1):
-        n += 1
-        if n > 11 or r.at > r.stop + 8:
-            r.at = r.stop + 9       # no encoder writes this
-            return 0
-    e = <int>(<u64>1 << (n - 1) | read_bits(r, n - 1)) - 2
-    if e < 0:
-        return 0
-    if e > 1023 or (e > 16 and not far[0]):
-        r.at = r.stop + 9
-        return 0
-    below = min(e, 52)
-    b = read_bits(r, min(below, 32))
-    b |= read_bits(r, max(below - 32, 0)) << 32
-    v = f64_bits(<u64>(e + 1023) << 52 | b << (52 - below))
-    return -v if minus else v
 
 
 cdef int coarse_model(const LevelCode* fine, const LevelCode* coarse, int model) noexcept nogil:
@@ -544,6 +572,69 @@ def level_bits(tuple code, counts, f64 scale) -> tuple:
     return least + low, shortest, (code[0], code[1], best.dithered, best.context, code[4])
 
 
+cdef int write_models(const LevelCode* fine, const LevelCode* coarse, const u32* counts, Writer* w, u32* codes,
+                      bint* choice, bint* escaped) noexcept nogil:
+    """Writes the models of `coarse` and makes the codes of the fine ones, models x 256. choice: is there a symbol that
+    takes words? escaped: is there an escape? -1: no memory."""
+    cdef int models = level_models(coarse), i, j
+    cdef u32* count = <u32*>malloc(1024 * level_models(fine))
+    cdef u32* table = <u32*>malloc(1024 * models)
+    cdef u32 f[256]
+    cdef u32 total
+    choice[0] = False
+    escaped[0] = False
+    w.failed |= count == NULL or table == NULL
+    if not w.failed:
+        coarse_counts(fine, coarse, counts, count)
+    for i in range(models if not w.failed else 0):
+        frequencies(count + 256 * i, f)
+        write_model(w, f)
+        total = 0
+        for j in range(256):
+            table[256 * i + j] = entropy_code(f[j], total)
+            total += f[j]
+        choice[0] |= needs_words(f)
+        escaped[0] |= f[0] + f[1] != 0
+    write_end(w)
+    for i in range(level_models(fine) if not w.failed else 0):
+        memcpy(codes + 256 * i, table + 256 * coarse_model(fine, coarse, i), 1024)
+    free(count)
+    free(table)
+    return -1 if w.failed else 0
+
+
+cdef int need_coarser(tuple code, tuple sent) except -1:
+    cdef LevelCode c = code_of(code)
+    cdef LevelCode coarse = code_of(sent)
+    if coarse.context < c.context or coarse.dithered < c.dithered or bool(coarse.context) != bool(c.context) or \
+            bool(coarse.dithered) != bool(c.dithered) or (coarse.states > 1) != (c.states > 1):
+        raise ValueError(f"{sent} is not a coarser code than {code}")
+    return 0
+
+
+def level_models_encode(tuple code, tuple sent, counts) -> tuple:
+    """How a payload of level_encode begins, the codes of its models x 256 symbols (u32), and whether words and escapes
+    follow."""
+    cdef View k = view(counts, b"I")
+    cdef LevelCode c = code_of(code)
+    cdef LevelCode coarse = code_of(sent)
+    cdef i64 bytes_of = 1024 * level_models(&c)
+    cdef u32* codes = <u32*>malloc(bytes_of)
+    cdef bint choice = False, escaped = False
+    cdef Writer w
+    memset(&w, 0, sizeof(w))
+    w.failed = codes == NULL
+    try:
+        need(k, 256 * level_models(&c), "counts")
+        need_coarser(code, sent)
+        if write_models(&c, &coarse, k.u32s(), &w, codes, &choice, &escaped) != 0:
+            raise MemoryError()
+        return w.data[:w.used], (<u8*>codes)[:bytes_of], bool(choice), bool(escaped)
+    finally:
+        free(codes)
+        free(w.data)
+
+
 def level_encode(tuple code, tuple sent, symbol, model, extra, counts, bytes escapes, bytes sizes) -> bytearray:
     """Models, chunks and escapes of what level_encode_symbols made with `code`, decoded with the coarser `sent`."""
     cdef View s = view(symbol, b"B")
@@ -552,84 +643,64 @@ def level_encode(tuple code, tuple sent, symbol, model, extra, counts, bytes esc
     cdef View k = view(counts, b"I")
     cdef LevelCode c = code_of(code)
     cdef LevelCode coarse = code_of(sent)
-    cdef int models = level_models(&c), i, j, to, head_bytes
+    cdef int models = level_models(&c), i, head_bytes
     cdef i64 n = s.n, chunks = ceil_div(n, ENTROPY_CHUNK), first, size, at
-    cdef u32* count = <u32*>malloc(1024 * models)
-    cdef u32* fine = <u32*>malloc(1024 * models)
-    cdef u32* table = <u32*>malloc(1024 * models)
+    cdef u32* codes = <u32*>malloc(1024 * models)
     cdef u16* words = <u16*>malloc(2 * (2 * min(n, <i64>ENTROPY_CHUNK) + 64))
     cdef u16* end
     cdef u16* begin
-    cdef u32 f[256]
     cdef u8 head[ENTROPY_HEAD]
     cdef const u8* escape_bytes = escapes
     cdef const u8* size_bytes = sizes
     cdef i64 escape_count = len(escapes)
     cdef EntropySource source
     cdef Writer w
-    cdef u32 total, entry, steps
+    cdef u32 entry, steps
     cdef bint choice = False, escaped = False
-    need(k, 256 * models, "counts")
-    if models > 1:
-        need(m, n, "model")
-    if e is not None:
-        need(e, n, "extra")
-    if len(sizes) != 4 * chunks:
-        raise ValueError(f"{len(sizes)} bytes of sizes for {chunks} chunks")
-    if coarse.context < c.context or coarse.dithered < c.dithered or bool(coarse.context) != bool(c.context) or \
-            bool(coarse.dithered) != bool(c.dithered) or (coarse.states > 1) != (c.states > 1):
-        raise ValueError(f"{sent} is not a coarser code than {code}")
     memset(&w, 0, sizeof(w))
-    w.failed = table == NULL or words == NULL or count == NULL or fine == NULL
-    with nogil:
-        if not w.failed:
-            coarse_counts(&c, &coarse, k.u32s(), count)
-        for i in range(level_models(&coarse) if not w.failed else 0):
-            frequencies(count + 256 * i, f)
-            write_model(&w, f)
-            total = 0
-            for j in range(256):
-                table[256 * i + j] = entropy_code(f[j], total)
-                total += f[j]
-            choice |= needs_words(f)
-            escaped |= f[0] + f[1] != 0
-        write_end(&w)
-        for i in range(models if not w.failed else 0):
-            to = coarse_model(&c, &coarse, i)
-            memcpy(fine + 256 * i, table + 256 * to, 1024)
-        at = w.used
-        reserve(&w, 4 * chunks)
-        if choice and not w.failed:
-            memset(w.data + at, 0, 4 * chunks)
-            w.used += 4 * chunks
-        if escaped:
-            write_bytes(&w, size_bytes, 4 * chunks)
-        if choice and not w.failed:
-            for i in range(chunks):
-                first = <i64>i * ENTROPY_CHUNK
-                size = min(<i64>ENTROPY_CHUNK, n - first)
-                source.symbol = s.u8s() + first
-                source.model = m.u8s() + first if models > 1 else NULL
-                source.extra = <u16*>e.buffer.buf + first if e is not None else NULL
-                source.table = fine
-                end = words + 2 * size + 32
-                begin = entropy_encode_chunk(&source, size, end, head, &head_bytes, &steps)
-                write_bytes(&w, head, head_bytes)
-                write_bytes(&w, begin, 2 * (end - begin))
-                if w.failed:
-                    break
-                entry = <u32>(end - begin) | steps << ENTROPY_TAIL_SHIFT
-                memcpy(w.data + at + 4 * i, &entry, 4)
-        if escaped:
-            write_bytes(&w, escape_bytes, escape_count)
+    w.failed = codes == NULL or words == NULL
     try:
+        if models > 1:
+            need(m, n, "model")
+        if e is not None:
+            need(e, n, "extra")
+        if len(sizes) != 4 * chunks:
+            raise ValueError(f"{len(sizes)} bytes of sizes for {chunks} chunks")
+        need(k, 256 * models, "counts")
+        need_coarser(code, sent)
+        with nogil:
+            if not w.failed:
+                write_models(&c, &coarse, k.u32s(), &w, codes, &choice, &escaped)
+            at = w.used
+            reserve(&w, 4 * chunks)
+            if choice and not w.failed:
+                memset(w.data + at, 0, 4 * chunks)
+                w.used += 4 * chunks
+            if escaped:
+                write_bytes(&w, size_bytes, 4 * chunks)
+            if choice and not w.failed:
+                for i in range(chunks):
+                    first = <i64>i * ENTROPY_CHUNK
+                    size = min(<i64>ENTROPY_CHUNK, n - first)
+                    source.symbol = s.u8s() + first
+                    source.model = m.u8s() + first if models > 1 else NULL
+                    source.extra = <u16*>e.buffer.buf + first if e is not None else NULL
+                    source.table = codes
+                    end = words + 2 * size + 32
+                    begin = entropy_encode_chunk(&source, size, end, head, &head_bytes, &steps)
+                    write_bytes(&w, head, head_bytes)
+                    write_bytes(&w, begin, 2 * (end - begin))
+                    if w.failed:
+                        break
+                    entry = entropy_entry(<u32>(end - begin), <u32>head_bytes, steps)
+                    memcpy(w.data + at + 4 * i, &entry, 4)
+            if escaped:
+                write_bytes(&w, escape_bytes, escape_count)
         if w.failed:
             raise MemoryError()
         return bytearray(w.data[:w.used])
     finally:
-        free(count)
-        free(fine)
-        free(table)
+        free(codes)
         free(words)
         free(w.data)
 
@@ -640,32 +711,22 @@ cdef bint needs_words(const u32* f) noexcept nogil:
     for i in range(256):
         if 0 < f[i] < <u32>ENTROPY_SLOTS:
             return True
-        if f[i] > 0 and i > 1 and (i <= 128 - <int>LEVEL_EXACT or i >= 128 + <int>LEVEL_EXACT):
+        if f[i] > 0 and i > 1 and level_is_more(i):
             return True
     return False
 
 
 cdef inline void put_value(real* out, i64 i, f64 value, bint add, real weight) noexcept nogil:
     """The nearest finite value, stored or added."""
-    cdef f64 most
+    cdef real v
     if real is f32:
-        most = 3.4028234663852886e38
+        v = level_finite_f32(value)
     else:
-        most = 1.7976931348623157e308
-    value = most if value > most else -most if value < -most else value
+        v = level_finite_f64(value)
     if add:
-        out[i] += weight * <real>value
+        out[i] += weight * v
     else:
-        out[i] = <real>value
-
-
-cdef inline f64 moved_level(i32 j, f64 near, f64 mid, f64 rest) noexcept nogil:
-    cdef i32 size = -j if j < 0 else j
-    cdef f64 v = rest
-    if size < 3:
-        v = mid if size == 2 else near
-    v = size + v if size > 0 else 0
-    return -v if j < 0 else v
+        out[i] = v
 
 
 # How levels become numbers: step (j +- offset_|j|), or step (j - u) where dithered.
@@ -686,7 +747,7 @@ cdef void level_values(const LevelCode* c, const LevelRoom* room, i64 n, const L
     cdef Run r
     if not c.context and not c.dithered and not add and fabs(step) < 1e28:  # no number leaves float32
         for p in range(n):
-            out[p] = <real>(step * moved_level(room.level[p], near, mid, rest))
+            out[p] = <real>(step * level_moved(room.level[p], near, mid, rest))
         return
     for lane in range(lanes if c.context else 1):
         if c.context:
@@ -699,143 +760,174 @@ cdef void level_values(const LevelCode* c, const LevelRoom* room, i64 n, const L
             if j < LEVEL_ESCAPED + 4:
                 v = 0
             elif c.dithered:
-                v = step * (j - room.u[r.start + t])
+                v = step * level_undithered(j, room.u[r.start + t])
             else:
-                v = step * moved_level(j, near, mid, rest)
+                v = step * level_moved(j, near, mid, rest)
             put_value(out, r.start + t, v, add, w)
 
 
-cdef int patch_escapes(const LevelCode* c, const LevelRoom* room, i64 n, const LevelScale* to, Reader* r,
+cdef int patch_escapes(const LevelCode* c, const LevelRoom* room, i64 n, const LevelScale* to, EntropyBits* r,
                        real* out) noexcept nogil:
-    cdef int lanes = room.lanes
+    cdef int lanes = room.lanes, far = 0
     cdef i64 p, at
     cdef i32 j
     cdef u32 q
-    cdef bint far = False
     cdef f64 v
     for p in range(n):
         if room.level[p] >= LEVEL_ESCAPED + 4:
             continue
         at = level_place(p, n, lanes, c.context)
-        v = read_escape(r, &far)
+        v = level_read_escape(r, &far)
         if r.at > r.stop + 8:
             return -1
         if not far:
             q = <u32>room.level[p] & 1
             j = level_from(<i32>v + (level_wrap(room.phase[p], q, c.states) if c.dithered else 0), q, c.labels)
-            v = j if c.dithered else moved_level(j, to.near, to.mid, to.rest)
+            v = j if c.dithered else level_moved(j, to.near, to.mid, to.rest)
         if c.dithered:
             v -= room.u[at]
         put_value(out, at, v * to.step, to.add, <real>to.weight)
     return 0
 
 
-cdef int decode_levels(const LevelCode* c, const u8* data, i64 size, i64 n, u64 key, const LevelScale* to,
-                       real* out) noexcept nogil:
-    """0, or the kind of damage: 1 models, 2 truncated, 3 a chunk, 4 escapes, 5 longer than coded, 6 no memory."""
-    cdef int models = level_models(c), i, j, fault = 0
+cdef enum LevelFault:
+    MODELS_DAMAGED = 1, TOO_SHORT, CHUNK_DAMAGED, ESCAPES_DAMAGED, TOO_LONG, NO_MEMORY
+
+
+LEVEL_TOO_SHORT = <int>TOO_SHORT
+LEVEL_TOO_LONG = <int>TOO_LONG
+
+
+def level_fault(int fault) -> None:
+    """Raises what is wrong with coded levels; 0: nothing."""
+    if fault == NO_MEMORY:
+        raise MemoryError()
+    if fault:
+        raise ValueError("coded levels: " + ("the models are damaged", "truncated", "a chunk does not decode",
+                                             "the escapes do not decode", "longer than coded")[fault - 1])
+
+
+# What a payload begins with: codes of models x 256 symbols; do words follow, and escapes? Is there more to a symbol?
+ctypedef struct LevelModels:
+    u32* codes
+    bint choice, escaped, more
+
+
+cdef int read_models(EntropyBits* r, int models, LevelModels* to) noexcept nogil:
     cdef u32 f[256]
-    cdef u32* table = <u32*>malloc(4 * <i64>ENTROPY_SLOTS * models)
-    cdef LevelRoom room
-    cdef Reader r, listed
-    cdef i64 chunks = ceil_div(n, ENTROPY_CHUNK), m, used, entries, escapes, here
-    cdef u32 start, entry
-    cdef int slot
-    cdef bint choice = False, escaped = False
-    memset(&r, 0, sizeof(r))
-    r.data = data
-    r.stop = size
-    if open_room(&room, c, n, False) != 0 or table == NULL:
-        fault = 6
-    for i in range(models if not fault else 0):
-        if read_model(&r, f) != 0:
-            fault = 1
-            break
+    cdef u32 start
+    cdef int i, j
+    to.choice = to.escaped = to.more = False
+    for i in range(models):
+        if read_model(r, f) != 0:
+            return MODELS_DAMAGED
+        to.choice |= needs_words(f)
+        to.escaped |= f[0] + f[1] != 0
         start = 0
         for j in range(256):
-            for slot in range(<int>f[j]):
-                table[ENTROPY_SLOTS * i + start + slot] = entropy_slot(<u32>j, f[j], <u32>slot)
+            to.codes[256 * i + j] = entropy_code(f[j], start)
             start += f[j]
-        choice |= needs_words(f)
+            if f[j] and level_is_more(j):
+                to.more = True
         if start == 0:      # never asked for by an encoder: anything safe
-            for slot in range(ENTROPY_SLOTS):
-                table[ENTROPY_SLOTS * i + slot] = entropy_slot(128, ENTROPY_SLOTS, <u32>slot)
-        escaped |= f[0] + f[1] != 0
-    if r.at > r.stop and not fault:
-        fault = 2
+            to.codes[256 * i + 128] = entropy_code(ENTROPY_SLOTS, 0)
+    return TOO_SHORT if r.at > r.stop else 0
+
+
+def level_models_decode(head, tuple code) -> tuple:
+    """Of a payload that begins with `head`: the codes of models x 256 symbols (u32), the bytes read, whether words
+    and escapes follow, and whether there is more to a symbol than itself (level.h)."""
+    cdef View h = view(head, b"B")
+    cdef LevelCode c = code_of(code)
+    cdef i64 bytes_of = 1024 * level_models(&c)
+    cdef LevelModels m
+    cdef EntropyBits r = entropy_bits_at(h.u8s(), 0, h.n)
+    m.codes = <u32*>malloc(bytes_of)
+    try:
+        level_fault(NO_MEMORY if m.codes == NULL else read_models(&r, level_models(&c), &m))
+        return (<u8*>m.codes)[:bytes_of], r.at, bool(m.choice), bool(m.escaped), bool(m.more)
+    finally:
+        free(m.codes)
+
+
+cdef int decode_levels(const LevelCode* c, const u8* data, i64 size, i64 n, u64 key, const LevelScale* to,
+                       real* out) noexcept nogil:
+    """0, or a LevelFault."""
+    cdef int models = level_models(c), i, fault = 0
+    cdef u32* table = <u32*>malloc(4 * <i64>ENTROPY_SLOTS * models)
+    cdef LevelModels coded
+    cdef LevelRoom room
+    cdef EntropyBits r = entropy_bits_at(data, 0, size)
+    cdef i64 chunks = ceil_div(n, ENTROPY_CHUNK), m, entries, escapes, here, listed, k
+    cdef u32 entry, code
+    cdef int slot
+    memset(&coded, 0, sizeof(coded))
+    coded.codes = <u32*>malloc(1024 * models)
+    if open_room(&room, c, n, False) != 0 or table == NULL or coded.codes == NULL:
+        fault = NO_MEMORY
+    else:
+        fault = read_models(&r, models, &coded)
+    for i in range(256 * models if not fault else 0):
+        code = coded.codes[i]
+        for slot in range(<int>(code & 0xffff)):
+            table[ENTROPY_SLOTS * (i // 256) + (code >> 16) + slot] = \
+                entropy_slot(<u32>i % 256, code & 0xffff, <u32>slot)
     entries = r.at
-    escapes = entries + 4 * chunks * choice
-    here = escapes + 4 * chunks * escaped
+    escapes = entries + 4 * chunks * coded.choice
+    here = escapes + 4 * chunks * coded.escaped
     if here > size and not fault:
-        fault = 2
-    # the escapes stand behind all chunks: their place is known once the chunks have been passed
-    listed = r
-    listed.at = here
-    listed.bits = 0
-    listed.held = 0
-    if choice and escaped and not fault:
-        for i in range(chunks):
-            m = min(<i64>ENTROPY_CHUNK, n - <i64>i * ENTROPY_CHUNK)
-            memcpy(&entry, data + entries + 4 * i, 4)
-            used = chunk_size(data + listed.at, size - listed.at, m, entry)
-            if used < 0:
-                fault = 2
+        fault = TOO_SHORT
+    # the escapes stand behind all chunks
+    listed = here
+    if coded.choice and coded.escaped and not fault:
+        for k in range(chunks):
+            memcpy(&entry, data + entries + 4 * k, 4)
+            if entropy_chunk_bytes(entry) > size - listed:
+                fault = TOO_SHORT
                 break
-            listed.at += used
-    i = 0
-    while i < chunks and not fault:
-        m = min(<i64>ENTROPY_CHUNK, n - <i64>i * ENTROPY_CHUNK)
+            listed += entropy_chunk_bytes(entry)
+    k = 0
+    while k < chunks and not fault:
+        m = min(<i64>ENTROPY_CHUNK, n - k * ENTROPY_CHUNK)
         room.lanes = entropy_lanes(m)
         if c.dithered:
-            draw_dither(c, &room, <i64>i * ENTROPY_CHUNK, m, key)
-        if choice:
-            memcpy(&entry, data + entries + 4 * i, 4)
-            if level_decode_of(data + here, size - here, entry, m, c, table, room.phase, room.above, room.level,
-                               &used) != ENTROPY_FINE:
-                fault = 3
+            draw_dither(c, &room, k * ENTROPY_CHUNK, m, key)
+        if coded.choice:
+            memcpy(&entry, data + entries + 4 * k, 4)
+            if level_decode_of(data + here, size - here, entry, m, c, table, room.phase, room.above,
+                               room.level) != ENTROPY_FINE:
+                fault = CHUNK_DAMAGED
                 break
-            here += used
+            here += entropy_chunk_bytes(entry)
         else:
             only_levels(c, table, m, &room)
-        level_values(c, &room, m, to, out + <i64>i * ENTROPY_CHUNK)
-        if escaped:
-            memcpy(&entry, data + escapes + 4 * i, 4)
-            listed.bits = 0
-            listed.held = 0
-            if entry > size - listed.at:
-                fault = 2
+        level_values(c, &room, m, to, out + k * ENTROPY_CHUNK)
+        if coded.escaped:
+            memcpy(&entry, data + escapes + 4 * k, 4)
+            if entry > size - listed:
+                fault = TOO_SHORT
                 break
-            listed.stop = listed.at + entry
-            if patch_escapes(c, &room, m, to, &listed, out + <i64>i * ENTROPY_CHUNK) != 0 or listed.at > listed.stop:
-                fault = 4
+            r = entropy_bits_at(data, listed, listed + entry)
+            if patch_escapes(c, &room, m, to, &r, out + k * ENTROPY_CHUNK) != 0 or r.at > r.stop:
+                fault = ESCAPES_DAMAGED
                 break
-            listed.at = listed.stop
-        i += 1
-    if not fault and (listed.at if escaped else here) != size:
-        fault = 5
+            listed += entry
+        k += 1
+    if not fault and (listed if coded.escaped else here) != size:
+        fault = TOO_LONG
     close_room(&room)
     free(table)
+    free(coded.codes)
     return fault
-
-
-cdef i64 chunk_size(const u8* data, i64 left, i64 n, u32 words) noexcept nogil:
-    """Bytes of a chunk from its lengths, -1 where they are not there."""
-    cdef int lanes = entropy_lanes(n), i
-    cdef i64 bits = 0, total
-    if left < (lanes + 1) // 2:
-        return -1
-    for i in range(lanes):
-        bits += 16 + (data[i // 2] >> (i % 2 * 4) & 15)
-    total = (lanes + 1) // 2 + (bits + 7) // 8 + 2 * <i64>(words & ((<u32>1 << ENTROPY_TAIL_SHIFT) - 1))
-    return total if total <= left else -1
 
 
 cdef void only_levels(const LevelCode* c, const u32* table, i64 n, LevelRoom* room) noexcept nogil:
     """Every model has one symbol: no words were sent, and a coder of no words says which."""
     cdef u8 nothing[ENTROPY_HEAD]
-    cdef i64 used
+    cdef int lanes = entropy_lanes(n)
     memset(nothing, 0, sizeof(nothing))
-    level_decode_of(nothing, ENTROPY_HEAD, 0, n, c, table, room.phase, room.above, room.level, &used)
+    level_decode_of(nothing, ENTROPY_HEAD, entropy_entry(0, entropy_head_bytes(lanes, 16 * lanes), 0), n, c, table,
+                    room.phase, room.above, room.level)
 
 
 def level_decode(data, tuple code, i64 n, u64 key, f64 step, offsets, out, f64 weight, bint add) -> None:
@@ -855,8 +947,4 @@ def level_decode(data, tuple code, i64 n, u64 key, f64 step, offsets, out, f64 w
             fault = decode_levels(&c, d.u8s(), d.n, n, key, &to, o.f32s())
         else:
             fault = decode_levels(&c, d.u8s(), d.n, n, key, &to, o.f64s())
-    if fault == 6:
-        raise MemoryError()
-    if fault:
-        raise ValueError("coded levels: " + ("the models are damaged", "truncated", "a chunk does not decode",
-                                             "the escapes do not decode", "longer than coded")[fault - 1])
+    level_fault(fault)

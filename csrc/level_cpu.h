@@ -44,15 +44,11 @@ HD void level_remember(LevelPast* past, i64 t, int columns, int count, const u32
 HD void level_symbols_step(const LevelCode* c, const i32* w, const u8* phase, i64 t, const int count, LevelPast* past,
                            u8* symbol, u8* model, u16* extra, const int labels, const int dithered, const int context,
                            const int wide) {
-  const i32 most = wide ? LEVEL_MOST : LEVEL_EXACT - 1;
   u32 chosen[ENTROPY_LANES], low[ENTROPY_LANES], octave[ENTROPY_LANES], magnitude[ENTROPY_LANES];
   int i;
   for (i = 0; i < count; ++i) {
     const u32 q = (u32)w[i] & 1;
-    const i32 m = (w[i] >> 1) - (dithered ? level_wrap(phase[i], q, c->states) : 0), size = m < 0 ? -m : m;
-    const u32 bits = wide ? level_low_bits((u32)size) : 0, bucket = level_bucket((u32)size, bits), far = size > most;
-    chosen[i] = far ? (u32)m & 1 : m < 0 ? 128 - bucket : 128 + bucket;
-    low[i] = far ? 0 : entropy_extra((u32)size & ((1u << bits) - 1), bits);
+    chosen[i] = level_symbol((w[i] >> 1) - (dithered ? level_wrap(phase[i], q, c->states) : 0), wide, low + i);
   }
   for (i = 0; i < count; ++i) symbol[i] = (u8)chosen[i];
   if (extra)
@@ -290,16 +286,16 @@ HD i64 level_take_steps(LevelReader* r, const LevelCode* c, i64 t, i64 steps, co
 }
 
 /* n levels of a chunk at `data`, in the order of coding. */
-HD EntropyFault level_decode(const u8* data, i64 size, u32 words, i64 n, const LevelCode* code, const u32* table,
-                             const u8* phase, u32 (*above)[ENTROPY_LANES], i32* level, i64* used, const int states,
+HD EntropyFault level_decode(const u8* data, i64 size, u32 entry, i64 n, const LevelCode* code, const u32* table,
+                             const u8* phase, u32 (*above)[ENTROPY_LANES], i32* level, const int states,
                              const int labels, const int dithered, const int context) {
   const LevelCode local = {states, labels, dithered ? code->dithered : 0, context ? code->context : 0, code->columns},
                   *c = &local;
   const int lanes = entropy_lanes(n);
-  const i64 tail = words >> ENTROPY_TAIL_SHIFT, steps = ceil_div(n, lanes), whole = steps - tail;
+  const i64 tail = entropy_tail(entry), steps = ceil_div(n, lanes), whole = steps - tail;
   LevelReader r;
   i64 t = 0;
-  EntropyFault fault = entropy_open(&r.reader, data, size, words & ((1u << ENTROPY_TAIL_SHIFT) - 1), lanes, used);
+  EntropyFault fault = entropy_open(&r.reader, data, size, entry, lanes);
   if (fault != ENTROPY_FINE) return fault;
   if (whole < 0) return ENTROPY_DAMAGED;
   level_forget(&r.past, above, context ? c->columns : 0);
@@ -329,10 +325,10 @@ static void level_symbols_of(const LevelCode* c, const i32* w, const u8* phase, 
 #undef CALL
 }
 
-static EntropyFault level_decode_of(const u8* data, i64 size, u32 words, i64 n, const LevelCode* c, const u32* table,
-                                    const u8* phase, u32 (*above)[ENTROPY_LANES], i32* level, i64* used) {
+static EntropyFault level_decode_of(const u8* data, i64 size, u32 entry, i64 n, const LevelCode* c, const u32* table,
+                                    const u8* phase, u32 (*above)[ENTROPY_LANES], i32* level) {
 #define CALL(states, labels, dithered, context)                                                                        \
-  return level_decode(data, size, words, n, c, table, phase, above, level, used, states, labels, dithered, context)
+  return level_decode(data, size, entry, n, c, table, phase, above, level, states, labels, dithered, context)
   if (c->context) {
     if (c->dithered) CALL(c->states, 0, 1, 1);
     if (c->labels) CALL(c->states, 1, 0, 1);
@@ -389,34 +385,35 @@ static int level_count_few(const u8* restrict symbol, const u8* restrict model, 
   return 1;
 }
 
-/* The squares of a - j and, for |j| = 1, 2 and more, their number and the sum of (a - j) sign(j): 7 numbers, without
-   escapes, of `count` lanes of [step][32] arrays. Lane by lane, so that every machine adds in the same order. */
-static void level_moments(const f32* a, const i32* w, i64 steps, int lanes, i64 n, int labels, f64* moment) {
-  f32 part[7][ENTROPY_LANES];
+/* Sums of moments by groups of steps (level.h), sum[k][group], of `lanes` lanes of [step][32] arrays. */
+static void level_moments(const f32* a, const i32* w, i64 steps, int lanes, i64 n, int labels, f64* sum, i64 groups) {
+  f32 part[LEVEL_MOMENTS][ENTROPY_LANES];
+  f64 lane[ENTROPY_LANES];
   i64 t, first;
-  int i, k;
-  for (first = 0; first < steps; first += 64) {
+  int i, k, half;
+  for (first = 0; first < steps; first += LEVEL_MOMENT_STEPS, ++sum) {
     memset(part, 0, sizeof part);
-    for (t = first; t < steps && t < first + 64; ++t) {
+    for (t = first; t < steps && t < first + LEVEL_MOMENT_STEPS; ++t) {
       const f32* v = a + t * ENTROPY_LANES;
       const i32* wt = w + t * ENTROPY_LANES;
       const int count = n - t * lanes < lanes ? (int)(n - t * lanes) : lanes;
       for (i = 0; i < ENTROPY_LANES; ++i) {
-        const i32 j = level_from(wt[i] >> 1, (u32)wt[i] & 1, labels), size = j < 0 ? -j : j;
-        const f32 here = i < count && wt[i] >= LEVEL_ESCAPED + 4 ? 1.0f : 0.0f, d = here > 0 ? v[i] - (f32)j : 0.0f,
-                  out = j < 0 ? -d : d;
-        const f32 one = size == 1 ? here : 0.0f, two = size == 2 ? here : 0.0f, more = size > 2 ? here : 0.0f;
-        part[0][i] += d * d;
-        part[1][i] += one;
-        part[2][i] += one * out;
-        part[3][i] += two;
-        part[4][i] += two * out;
-        part[5][i] += more;
-        part[6][i] += more * out;
+        const LevelMoment m = level_moment(v[i], wt[i], i < count, labels);
+        part[0][i] += m.of[0];
+        part[1][i] += m.of[1];
+        part[2][i] += m.of[2];
+        part[3][i] += m.of[3];
+        part[4][i] += m.of[4];
+        part[5][i] += m.of[5];
+        part[6][i] += m.of[6];
       }
     }
-    for (k = 0; k < 7; ++k)
-      for (i = 0; i < ENTROPY_LANES; ++i) moment[k] += part[k][i];
+    for (k = 0; k < LEVEL_MOMENTS; ++k) {
+      for (i = 0; i < ENTROPY_LANES; ++i) lane[i] = part[k][i];
+      for (half = ENTROPY_LANES / 2; half; half /= 2)
+        for (i = 0; i < half; ++i) lane[i] += lane[i + half];
+      sum[k * groups] = lane[0];
+    }
   }
 }
 

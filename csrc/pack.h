@@ -40,10 +40,12 @@ HD i64 packed_bits(i64 n, int width) {
 }
 HD i64 packed_bytes(i64 n, int width) { return ceil_div(packed_bits(n, width), 8); }
 
-/* Digit `which` (0..4) of a trit byte. A byte above 242 is not a code; its last digit comes out as 3. */
+/* Digit `which` (0..4) of a trit byte: a third of what is left of byte / 3^(which + 1), in 16 bits. A byte above 242 is not
+   a code; its last digit comes out as 3. */
 HD u32 trit_digit(u32 byte, int which) {
-  const u32 power[5] = {1, 3, 9, 27, 81};
-  return which == 4 ? byte / 81 : byte / power[which] % 3;
+  const u64 inverses = 0x032a097c1c725556ull; /* of 3, 9, 27, 81, rounded up */
+  const u32 left = byte * ((u32)(inverses >> 16 * (which < 4 ? which : 3)) & 0xffffu);
+  return which < 4 ? (left & 0xffffu) * 3 >> 16 : left >> 16;
 }
 
 #endif

@@ -48,7 +48,7 @@ HD philox_out philox(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
   philox_out out;
   int round;
   for (round = 0; round < 10; ++round) {
-    u64 p = (u64)c0 * PHILOX_M0, q = (u64)c2 * PHILOX_M1;
+    u64 p = product_u32(c0, PHILOX_M0), q = product_u32(c2, PHILOX_M1);
     u32 n0 = (u32)(q >> 32) ^ c1 ^ k0, n2 = (u32)(p >> 32) ^ c3 ^ k1;
     c0 = n0;
     c1 = (u32)q;
@@ -82,8 +82,14 @@ typedef struct {
   u64 key, shared;
   u32 workers; /* 0: independent bits, from `key` alone */
   u32 offset;  /* where the stratum starts that stands at the worker's place */
+  u32 size;    /* of a stratum whose first draw leaves at most `least` over, one more than of the others */
+  u32 least;
   f32 inverse; /* 1 / workers */
 } dither_bits;
+
+/* What changes with `last` in a random permutation: a place up to it. Call last / 4 of the group, word last % 4. */
+HD u64 place_call(u32 last, u64 group) { return group << 16 | last >> 2; }
+HD u32 place_other(u32 last, u32 word) { return (u32)((u64)word * (last + 1) >> 32); }
 
 /* The place of a worker in a random permutation of n: Fisher and Yates from the last place down, following one. */
 HD u32 place_of(u32 worker, u32 n, u64 group, u64 key) {
@@ -91,8 +97,9 @@ HD u32 place_of(u32 worker, u32 n, u64 group, u64 key) {
   u32 last, call = 0xffffffffu;
   for (last = n - 1; last > 0; --last) {
     u32 other;
-    if (call != last >> 2) draws = random_at(group << 16 | (call = last >> 2), STREAM_PLACES, key);
-    other = (u32)((u64)draws.w[last & 3] * (last + 1) >> 32);
+    if (call != last >> 2) draws = random_at(place_call(last, group), STREAM_PLACES, key);
+    call = last >> 2;
+    other = place_other(last, draws.w[last & 3]);
     worker = worker == last ? other : worker == other ? last : worker;
   }
   return worker;
@@ -101,28 +108,40 @@ HD u32 place_of(u32 worker, u32 n, u64 group, u64 key) {
 HD dither_bits independent_bits(u64 key) {
   dither_bits d;
   d.key = d.shared = key;
-  d.workers = d.offset = 0;
+  d.workers = d.offset = d.size = d.least = 0;
   d.inverse = 0;
   return d;
 }
-/* Those of the group of element e. */
-HD dither_bits correlated_bits(u64 key, u64 shared, u32 worker, u32 workers, u64 e) {
+HD dither_bits placed_bits(u64 key, u64 shared, u32 workers, u32 place) {
   dither_bits d;
   d.key = key;
   d.shared = shared;
   d.workers = workers;
-  d.offset = ((place_of(worker, workers, e / PLACES_GROUP, shared) << 16) + workers - 1) / workers;
+  d.offset = ((place << 16) + workers - 1) / workers;
+  d.size = 0xffffu / workers + 1;
+  d.least = 0xffffu % workers;
   d.inverse = 1.0f / (f32)workers;
   return d;
+}
+/* Those of the group of element e. */
+HD dither_bits correlated_bits(u64 key, u64 shared, u32 worker, u32 workers, u64 e) {
+  return placed_bits(key, shared, workers, place_of(worker, workers, e / PLACES_GROUP, shared));
 }
 
 /* The bits of a worker, from the 16 that all share and 16 of its own. */
 HD u32 correlated16(u32 shared, u32 own, dither_bits d) {
   u32 w = (shared + d.offset) & 0xffffu, rest = w * d.workers & 0xffffu;
   u32 within = quotient16(rest, d.inverse); /* w is the within-th of its stratum, which has `size` */
-  u32 size = quotient16(0xffffu - (rest - within * d.workers), d.inverse) + 1;
+  u32 size = d.size - (rest - within * d.workers > d.least);
   u32 moved = within + (own * size >> 16);
   return w - within + (moved < size ? moved : moved - size);
+}
+
+/* The same where all strata are as large: the workers are a power of two. */
+HD int even_strata(dither_bits d) { return d.least + 1 == d.workers; }
+HD u32 correlated16_even(u32 shared, u32 own, dither_bits d) {
+  u32 w = shared + d.offset, mask = d.size - 1;
+  return (w & ~mask & 0xffffu) | ((w + (own * d.size >> 16)) & mask);
 }
 
 HD u32 dither16(u64 e, dither_bits d) {
@@ -136,8 +155,10 @@ HD u32 sign_word(u64 e, u64 key) { return random_at(e >> 7, STREAM_SIGNS, key).w
 HD u32 sign_bit(u64 e, u64 key) { return sign_word(e, key) >> (e & 31) & 1; }
 
 /* The word behind the subtractive dither of coordinate e: 128 coordinates to 32 calls. */
+HD u64 subtract_call(u64 e) { return (e >> 7) * 32 + (e & 31); }
+HD int subtract_place(u64 e) { return (int)(e >> 5) & 3; }
 HD u32 subtract_word(u64 e, u64 key) {
-  return random_at((e >> 7) * 32 + (e & 31), STREAM_SUBTRACT, key).w[(e >> 5) & 3];
+  return random_at(subtract_call(e), STREAM_SUBTRACT, key).w[subtract_place(e)];
 }
 
 #endif

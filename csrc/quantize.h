@@ -13,31 +13,50 @@
    D. y is clamped to the grid while it is a float: out-of-range conversions differ between machines.
    E. Natural rounding (to powers of two) adds the same random bits to exponent and mantissa, which already
       are a fixed-point number, and keeps the carry. Below the least power the linear fraction of it stands
-      in for the mantissa, as IEEE does for denormals: least = -126 needs no second case in float32. */
+      in for the mantissa, as IEEE does for denormals: least = -126 needs no second case in float32.
+   F. Where a block's scale is far from 1 its reciprocal, or the unit of the decoder, may leave float32's or
+      float64's normal range: such a block is rounded in float64, moved by an exact power of two. */
 #ifndef COMPRESS_QUANTIZE_H
 #define COMPRESS_QUANTIZE_H
 #include "philox.h"
+#include "reduce.h"
 
 enum { ALL_ONES_16 = 0xffff };
 
-/* floor where |y| < 2^31, without an instruction that some machines lack. */
-HD i32 floor_f32(f32 y) {
-  i32 t = (i32)y;
-  return t - (y < (f32)t);
+/* By what a block of this scale is moved. */
+HD f64 recentre(f64 scale) {
+  if (scale >= 7.9e-31 && scale <= 1.2e30) return 1; /* 2^-100 .. 2^100 */
+  return scale < 1 ? RESCALE_UP : RESCALE_DOWN;
 }
-HD i32 floor_f64(f64 y) {
-  i32 t = (i32)y;
-  return t - (y < (f64)t);
+/* In the encoder of a grid 2^16 inv must stay in float32's range too. */
+HD f64 recentre_grid(f64 scale, i32 levels) {
+  return scale < (levels - 1) * 0x1.00001p-113 ? RESCALE_UP : recentre(scale);
 }
+
+/* inv, of a scale that is no number or zero too. */
+HD f64 grid_inverse(f64 scale, i32 levels) { return scale > 0 ? (levels - 1) / (2 * scale) : 0; }
+HD f64 natural_inverse(f64 scale) { return scale > 0 ? 1 / scale : 0; }
+
+/* The least float32 that is not below x >= 0. */
+HD f32 float_up(f64 x) {
+  const f32 y = (f32)x;
+  return y < x ? f32_bits(bits_f32(y) + 1) : y;
+}
+
+/* Whether a message can carry a scale in `wire` bytes, as `single` if those are 4, for elements of `size` bytes: 0, or 1
+   where it is no finite number, or 2 where float32 does not hold it, or holds it without all of its precision. */
+HD int scale_status(f64 scale, f32 single, int wire, int size) {
+  if (!(scale < f64_bits(INFINITE_F64))) return 1;
+  if ((wire == 4 || size == 4) && !(single < f32_bits(INFINITE_F32))) return 2;
+  return wire == 4 && size == 8 && scale > 0 && scale < 0x1p-126 ? 2 : 0;
+}
+/* What no decoder computes with is negative, NaN or Inf. */
+HD int scale_valid(f64 scale) { return scale >= 0 && scale < f64_bits(INFINITE_F64); }
 
 /* Whether 32 random bits carry out of the 32 bits that follow the first 16 of a fraction (0 <= rest <= 1). */
 HD u32 carry32(f64 rest, u32 random) { return rest * 4294967296.0 + (f64)random >= 4294967296.0; }
 
 #define GRID_FORMULAS(REAL, SUFFIX)                                                                                    \
-  HD REAL clamp_##SUFFIX(REAL y, REAL top) {                                                                           \
-    y = y < top ? y : top;                                                                                             \
-    return y > -top ? y : -top;                                                                                        \
-  }                                                                                                                    \
   HD u32 nearest_code_##SUFFIX(REAL x, REAL inv, i32 levels) {                                                         \
     REAL top = (REAL)(levels - 1) * (REAL)0.5;                                                                         \
     if (levels == 2) return x < 0 ? 0 : 1;                                                                             \
@@ -98,5 +117,22 @@ GRID_FORMULAS(f64, f64)
 
 NATURAL_FORMULAS(f64, u64, f64, 52, 1023)
 NATURAL_FORMULAS(f32, u32, f32, 23, 127)
+
+/* Magnitude codes 0 .. s to signed ones, s - q or s + q; rounding of inv may have pushed q to s + 1. */
+HD u32 natural_signed(u32 q, int minus, i32 s) {
+  q = q < (u32)s ? q : (u32)s;
+  return minus ? (u32)s - q : (u32)s + q;
+}
+
+/* Natural compression: every power that float32 has, so |x| < 2^127, with an exponent shift for what lies elsewhere. */
+enum { POWER_LEAST = -126 };
+
+/* A power is a byte; 255 would be an infinity, and no encoder writes it. */
+HD u32 power_code(u32 byte) { return byte < 255 ? byte : 254; }
+
+/* A power in float64, shifted back: rounding up may leave the range of the type that is decoded to, whose top this is. */
+HD f64 power_shifted(u32 code, i32 minus, i32 shift, f64 top) {
+  return clamp_f64(shift_f64(natural_value_f64(code, minus, POWER_LEAST), -shift), top);
+}
 
 #endif

@@ -9,6 +9,19 @@ cdef extern from "quantize_cpu.h" nogil:
     f64 grid_value_f64(u32, i32)
     f32 natural_value_f32(u32, i32, i32)
     f64 natural_value_f64(u32, i32, i32)
+    f64 recentre(f64)
+    f64 recentre_grid(f64, i32)
+    f64 grid_inverse(f64, i32)
+    f64 natural_inverse(f64)
+    f32 float_up(f64)
+    bint scale_valid(f64)
+    int scale_status(f64, f32, int, int)
+    u32 natural_signed(u32, bint, i32)
+    u32 power_code(u32)
+    f64 power_shifted(u32, i32, i32, f64)
+    f64 shift_f64(f64, i32)
+    enum:
+        POWER_LEAST
 
 # What a code means: a point of a grid of `levels`, or a signed power of two (levels = 2s + 1).
 ctypedef enum Alphabet:
@@ -43,20 +56,9 @@ cdef inline void natural_round(const real* x, int n, real inv, i32 least, u64 e,
 
 
 cdef inline void natural_sign(const real* x, int n, i32 s, u32* code) noexcept nogil:
-    """Magnitude codes 0..s to signed ones, s - q or s + q; rounding of inv may have pushed q to s + 1."""
     cdef int i
-    cdef u32 q
     for i in range(n):
-        q = min(code[i], <u32>s)
-        code[i] = <u32>s - q if x[i] < 0 else <u32>s + q
-
-
-# Where a block's scale is far from 1 its reciprocal, or the unit of the decoder, may leave float32's or
-# float64's normal range: such a block is rounded in float64, moved by an exact power of two.
-cdef inline f64 recentre(f64 scale) noexcept nogil:
-    if scale >= 7.9e-31 and scale <= 1.2e30:     # 2^-100 .. 2^100
-        return 1
-    return RESCALE_UP if scale < 1 else RESCALE_DOWN
+        code[i] = natural_signed(code[i], x[i] < 0, s)
 
 
 cdef inline f64 read_scale(const u8* scales, i64 index, int wire) noexcept nogil:
@@ -69,18 +71,12 @@ cdef inline f64 read_scale(const u8* scales, i64 index, int wire) noexcept nogil
     return double_
 
 
-cdef inline f64 float_up(f64 x) noexcept nogil:
-    """The least float32 that is not below x >= 0."""
-    cdef f32 y = <f32>x
-    return f32_bits(bits_f32(y) + 1) if y < x else y
-
-
 cdef inline void quantize_block(const real* x, int n, f64 scale, i32 levels, Alphabet alphabet, Rounding rounding,
                                 u64 e, const dither_bits* d, u32* code) noexcept nogil:
     if alphabet == GRID:
-        grid_round(x, n, <real>((levels - 1) / (2 * scale) if scale > 0 else 0), levels, rounding, e, d, code)
+        grid_round(x, n, <real>grid_inverse(scale, levels), levels, rounding, e, d, code)
     else:
-        natural_round(x, n, <real>(1 / scale if scale > 0 else 0), 1 - levels // 2, e, d, code)
+        natural_round(x, n, <real>natural_inverse(scale), 1 - levels // 2, e, d, code)
         natural_sign(x, n, levels // 2, code)
 
 
@@ -97,7 +93,7 @@ cdef void quantize_blocks(const real* x, i64 n, const u8* scales, int wire, i64 
         start = index * PACK_BLOCK
         m = <int>min(<i64>PACK_BLOCK, n - start)
         scale = read_scale(scales, start // block, wire)
-        factor = recentre(scale)
+        factor = recentre_grid(scale, levels) if alphabet == GRID else recentre(scale)
         if workers and start % PLACES_GROUP == 0:
             d = correlated_bits(key, shared, worker, workers, start)
         if factor == 1:
@@ -201,14 +197,15 @@ def write_scales(x, i64 block, int which, int wire, payload, i64 offset) -> int:
     """A norm of each block of x, rounded up to float32 (wire=4) or as float64 (8), into payload (u8) at offset.
 
     0, or 1 where x holds NaN or Inf or a norm leaves float64's range, or 2 where one leaves float32's: what
-    float32 x can be decoded to, or the wire can carry without losing all precision (a float64 x below 2^-126).
+    float32 x can be decoded to, or the wire can carry without losing all precision (a float64 x below 2^-126). Of several
+    such blocks the first one says; their scales are written as 0.
     """
     cdef View v = view(x, b"fd"), o = view(payload, b"B", True)
     cdef u8* scales = o.u8s() + offset
     cdef f64 scale
     cdef f32 single
     cdef i64 index, start, m
-    cdef int status = 0
+    cdef int status = 0, failed
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
     need_scales(o, offset, ceil_div(v.n, block), wire, "payload")
@@ -218,16 +215,11 @@ def write_scales(x, i64 block, int which, int wire, payload, i64 offset) -> int:
             m = min(block, v.n - start)
             scale = norm_of[f32](v.f32s() + start, m, <Norm>which) if v.kind == c"f" \
                 else norm_of[f64](v.f64s() + start, m, <Norm>which)
-            if not scale < f64_bits(INFINITE_F64):
-                status = 1
-                break
-            single = <f32>float_up(scale)
-            if (wire == 4 or v.kind == c"f") and not single < f32_bits(INFINITE_F32):
-                status = 2
-            if wire == 4 and v.kind == c"d" and scale > 0 and scale < f32_bits(0x00800000):
-                status = 2
-            if status:
-                break
+            single = float_up(scale)
+            failed = scale_status(scale, single, wire, 4 if v.kind == c"f" else 8)
+            if failed:
+                status = status or failed
+                scale = single = 0
             if wire == 4:
                 memcpy(scales + 4 * index, &single, 4)
             else:
@@ -243,7 +235,7 @@ def bad_scale(payload, i64 offset, i64 count, int wire) -> int:
     need_scales(d, offset, count, wire, "payload")
     for index in range(count):
         scale = read_scale(d.u8s() + offset, index, wire)
-        if not (scale >= 0 and scale < f64_bits(INFINITE_F64)):
+        if not scale_valid(scale):
             return index
     return -1
 
@@ -292,25 +284,38 @@ def unpack_scale(data, scales, i64 offset, int wire, i64 block, i32 levels, f64 
             unpack_blocks[f64](d.u8s(), m, wire, block, levels, alphabet, weight, add, o.f64s(), o.n)
 
 
-cdef void power_blocks(const real* x, i64 n, u64 key, u8* exponent, u8* sign) noexcept nogil:
+cdef void power_blocks(const real* x, i64 n, u64 key, int shift, u8* exponent, u8* sign) noexcept nogil:
     cdef dither_bits d = independent_bits(key)
     cdef u32 code[CODE_BUFFER]
+    cdef f64 moved[1024]
     cdef int m, i
     cdef i64 index, start
     for index in range(ceil_div(n, PACK_BLOCK)):
         start = index * PACK_BLOCK
         m = <int>min(<i64>PACK_BLOCK, n - start)
-        natural_round(x + start, m, <real>1, -126, start, &d, code)
+        if shift:
+            for i in range(m):
+                moved[i] = shift_f64(x[start + i], shift)
+            natural_round[f64](moved, m, 1, POWER_LEAST, start, &d, code)
+        else:
+            natural_round(x + start, m, <real>1, POWER_LEAST, start, &d, code)
         for i in range(m):
             exponent[start + i] = <u8>code[i]
-        for i in range(m):
-            code[i] = x[start + i] < 0
+        if shift:
+            for i in range(m):
+                code[i] = moved[i] < 0
+        else:
+            for i in range(m):
+                code[i] = x[start + i] < 0
         pack_codes(code, m, 1, sign + start // 8)
 
 
-cdef void unpower_blocks(const u8* exponent, const u8* sign, real scale, bint add, real* out, i64 n) noexcept nogil:
+cdef void unpower_blocks(const u8* exponent, const u8* sign, real scale, bint add, int shift, real* out,
+                         i64 n) noexcept nogil:
     cdef u32 code[CODE_BUFFER]
     cdef u32 minus[CODE_BUFFER]
+    cdef real value[1024]
+    cdef f64 top = f32_bits(INFINITE_F32 - 1) if real is f32 else f64_bits(INFINITE_F64 - 1)
     cdef int m, i
     cdef i64 index, start
     for index in range(ceil_div(n, PACK_BLOCK)):
@@ -318,27 +323,37 @@ cdef void unpower_blocks(const u8* exponent, const u8* sign, real scale, bint ad
         m = <int>min(<i64>PACK_BLOCK, n - start)
         unpack_codes(sign + start // 8, m, 1, minus)
         for i in range(m):
-            code[i] = min(exponent[start + i], <u8>254)      # 255 would be an infinity; no encoder writes it
-        natural_scale(code, minus, m, scale, -126, add, out + start)
+            code[i] = power_code(exponent[start + i])
+        if not shift:
+            natural_scale(code, minus, m, scale, POWER_LEAST, add, out + start)
+            continue
+        for i in range(m):
+            value[i] = <real>power_shifted(code[i], <i32>minus[i], shift, top)
+        for i in range(m):
+            out[start + i] = out[start + i] + scale * value[i] if add else scale * value[i]
 
 
-def power_pack(x, u64 key, out) -> None:
-    """Natural compression: |x| < 2^127 to a power of two, 8 bits of exponent (n bytes), then n sign bits."""
+def power_pack(x, u64 key, out, int shift=0) -> None:
+    """Natural compression: |x| 2^shift < 2^127 to a power of two, 8 bits of exponent (n bytes), then n sign bits.
+
+    With a shift it is done in float64.
+    """
     cdef View v = view(x, b"fd"), o = view(out, b"B", True)
     need(o, v.n + ceil_div(v.n, 8), "out")
     with nogil:
         if v.kind == c"f":
-            power_blocks[f32](v.f32s(), v.n, key, o.u8s(), o.u8s() + v.n)
+            power_blocks[f32](v.f32s(), v.n, key, shift, o.u8s(), o.u8s() + v.n)
         else:
-            power_blocks[f64](v.f64s(), v.n, key, o.u8s(), o.u8s() + v.n)
+            power_blocks[f64](v.f64s(), v.n, key, shift, o.u8s(), o.u8s() + v.n)
 
 
-def unpower_scale(data, double scale, out, bint add=False) -> None:
-    """The inverse of power_pack: out (n) = or += scale * power."""
+def unpower_scale(data, double scale, out, bint add=False, int shift=0) -> None:
+    """The inverse of power_pack: out (n) = or += scale * power, what the shift has taken out of the range of out's type
+    being the largest number there."""
     cdef View d = view(data, b"B"), o = view(out, b"fd", True)
     need(d, o.n + ceil_div(o.n, 8), "data")
     with nogil:
         if o.kind == c"f":
-            unpower_blocks[f32](d.u8s(), d.u8s() + o.n, <f32>scale, add, o.f32s(), o.n)
+            unpower_blocks[f32](d.u8s(), d.u8s() + o.n, <f32>scale, add, shift, o.f32s(), o.n)
         else:
-            unpower_blocks[f64](d.u8s(), d.u8s() + o.n, scale, add, o.f64s(), o.n)
+            unpower_blocks[f64](d.u8s(), d.u8s() + o.n, scale, add, shift, o.f64s(), o.n)

@@ -22,7 +22,7 @@ HD u64 magnitude_f64(f64 x) { return bits_f64(x) & 0x7fffffffffffffffull; }
 #define INFINITE_F32 0x7f800000u
 #define INFINITE_F64 0x7ff0000000000000ull
 
-enum { NORM_L2, NORM_MAX, NORM_MEAN_ABS };
+typedef enum { NORM_L2, NORM_MAX, NORM_MEAN_ABS } Norm;
 
 /* Exact factors between the range of float64 and the middle of it. */
 #define RESCALE_UP 0x1p600

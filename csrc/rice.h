@@ -26,9 +26,25 @@
 
 enum { RICE_CHUNK = 4096, RICE_MAX_PARAMETER = 31, RICE_MAX_BITS = 90112, RICE_WORDS = RICE_MAX_BITS / 64 + 2 };
 
+/* What may be wrong with a chunk, in the order in which it is looked for; the first wrong chunk counts. */
+enum rice_faults { RICE_FINE, RICE_NOT_ASCENDING, RICE_LENGTH, RICE_TRUNCATED, RICE_UNARY, RICE_INDEX, RICE_ROOM };
+
 HD u32 rice_entry(int l, u32 bits) { return (u32)l << 27 | bits; }
 HD int rice_parameter(u32 entry) { return (int)(entry >> 27); }
 HD u32 rice_length(u32 entry) { return entry & 0x7ffffffu; }
+
+/* Bits of n gaps whose quotients sum to `quotients`. */
+HD u64 rice_code_bits(u64 n, int l, u64 quotients) { return n * (u64)(l + 1) + quotients; }
+/* Whether n gaps can have the parameter and length of the entry. */
+HD int rice_entry_fits(u32 entry, u64 n) {
+  return rice_length(entry) >= rice_code_bits(n, rice_parameter(entry), 0) && rice_length(entry) <= RICE_MAX_BITS;
+}
+/* The logarithm of the mean gap, where the walk of C starts. */
+HD int rice_first_parameter(u64 n, u64 gaps) {
+  int l = 0;
+  while (l < RICE_MAX_PARAMETER && gaps >> (l + 1) >= n) ++l;
+  return l;
+}
 
 /* Field j of l < 32 bits of a chunk held in words, one spare word behind it. */
 HD u32 rice_field(const u64* word, u32 j, int l) {
@@ -43,7 +59,7 @@ HD u64 rice_bound_bits(u64 d, u64 k) {
   int l;
   if (k == 0) return 0;
   for (l = 0; l <= RICE_MAX_PARAMETER; ++l) {
-    bits = k * (u64)(l + 1) + ((d - k) >> l);
+    bits = rice_code_bits(k, l, (d - k) >> l);
     if (bits < best) best = bits;
   }
   return 32 * chunks + 7 * (chunks - 1) + best;

@@ -4,24 +4,24 @@ cdef extern from "rice.h" nogil:
         RICE_MAX_PARAMETER
         RICE_MAX_BITS
         RICE_WORDS
+        RICE_FINE
+        RICE_NOT_ASCENDING
+        RICE_LENGTH
+        RICE_TRUNCATED
+        RICE_UNARY
+        RICE_INDEX
+        RICE_ROOM
     u32 rice_entry(int, u32)
     int rice_parameter(u32)
     u32 rice_length(u32)
+    u64 rice_code_bits(u64, int, u64)
+    int rice_entry_fits(u32, u64)
+    int rice_first_parameter(u64, u64)
     u32 rice_field(const u64*, u32, int)
     u64 rice_bound_bits(u64, u64)
 
 cdef extern from "rice_cpu.h" nogil:
     int lowest_one(u64)
-
-ctypedef enum RiceFault:
-    RICE_FINE
-    RICE_NOT_ASCENDING
-    RICE_INDEX
-    RICE_ROOM
-    RICE_LENGTH
-    RICE_TRUNCATED
-    RICE_UNARY
-
 
 cdef u64 quotient_sum(const u32* gap, i64 n, int l) noexcept nogil:
     cdef u64 total = 0
@@ -33,19 +33,16 @@ cdef u64 quotient_sum(const u32* gap, i64 n, int l) noexcept nogil:
 
 cdef int best_parameter(const u32* gap, i64 n, u64* bits) noexcept nogil:
     """Design note C of rice.h: from the logarithm of the mean gap, downhill."""
-    cdef u64 total = quotient_sum(gap, n, 0), here, other
-    cdef int l = 0
-    while l < RICE_MAX_PARAMETER and total >> (l + 1) >= <u64>n:
-        l += 1
-    here = <u64>n * (l + 1) + quotient_sum(gap, n, l)
+    cdef int l = rice_first_parameter(<u64>n, quotient_sum(gap, n, 0))
+    cdef u64 here = rice_code_bits(<u64>n, l, quotient_sum(gap, n, l)), other
     while l < RICE_MAX_PARAMETER:
-        other = <u64>n * (l + 2) + quotient_sum(gap, n, l + 1)
+        other = rice_code_bits(<u64>n, l + 1, quotient_sum(gap, n, l + 1))
         if other >= here:
             break
         here = other
         l += 1
     while l > 0:
-        other = <u64>n * l + quotient_sum(gap, n, l - 1)
+        other = rice_code_bits(<u64>n, l - 1, quotient_sum(gap, n, l - 1))
         if other > here:
             break
         here = other
@@ -78,7 +75,7 @@ cdef void encode_chunk(const u32* gap, i64 n, int l, u64* word) noexcept nogil:
     word[to] = filling
 
 
-cdef RiceFault encode_rice(const u32* index, i64 k, u64 d, u8* out, i64 room, u64* bits, i64* chunk) noexcept nogil:
+cdef int encode_rice(const u32* index, i64 k, u64 d, u8* out, i64 room, u64* bits, i64* chunk) noexcept nogil:
     cdef i64 chunks = ceil_div(k, RICE_CHUNK), c, n, i, used = 4 * chunks
     cdef u64 length = 0
     cdef u32 gap[RICE_CHUNK]
@@ -139,7 +136,7 @@ cdef bint decode_chunk(const u64* word, i64 n, int l, u64 bits, u64 first, u32* 
     return i == n and at + 1 == bits
 
 
-cdef RiceFault decode_rice(const u8* data, i64 size, u64 d, u32* out, i64 k, u64* bits, i64* chunk) noexcept nogil:
+cdef int decode_rice(const u8* data, i64 size, u64 d, u32* out, i64 k, u64* bits, i64* chunk) noexcept nogil:
     cdef i64 chunks = ceil_div(k, RICE_CHUNK), c, n, used = 4 * chunks, length
     cdef u64 word[RICE_WORDS]
     cdef u64 first = 0
@@ -155,7 +152,7 @@ cdef RiceFault decode_rice(const u8* data, i64 size, u64 d, u32* out, i64 k, u64
         n = min(<i64>RICE_CHUNK, k - c * RICE_CHUNK)
         l = rice_parameter(entry)
         length = rice_length(entry)
-        if length < n * (l + 1) or length > RICE_MAX_BITS:
+        if not rice_entry_fits(entry, <u64>n):
             return RICE_LENGTH
         if ceil_div(length, 8) > size - used:
             return RICE_TRUNCATED
@@ -184,7 +181,7 @@ def rice_encode(indices, u64 d, out) -> int:
     cdef View o = view(out, b"B", True)
     cdef u64 bits
     cdef i64 chunk
-    cdef RiceFault fault
+    cdef int fault
     with nogil:
         fault = encode_rice(p.u32s(), p.n, d, o.u8s(), o.n, &bits, &chunk)
     if fault == RICE_NOT_ASCENDING:
@@ -205,7 +202,7 @@ def rice_decode(data, u64 d, indices) -> int:
     cdef View o = view(indices, b"I", True)
     cdef u64 bits
     cdef i64 chunk
-    cdef RiceFault fault
+    cdef int fault
     check_dimension(d)
     with nogil:
         fault = decode_rice(p.u8s(), p.n, d, o.u32s(), o.n, &bits, &chunk)

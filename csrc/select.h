@@ -1,7 +1,8 @@
 /* Which coordinates travel: the keyed bijection of Rand-K and Perm-K, the coin of Bernoulli, the order of Top-K.
 
    A. Top-K orders coordinates by magnitude as an integer (reduce.h), larger first, and by index where
-      magnitudes tie: a total order, so every algorithm that respects it returns the same set.
+      magnitudes tie: a total order, so every algorithm that respects it returns the same set. A sample tells which
+      magnitude a little more than k elements reach: one element of each of many strata of equal length.
    B. Index j of a random subset is (pi(j) + r) mod d. pi is a Feistel network on the smallest power of two that
       holds d, walked along its cycles until it lands below d: a bijection of [0, d) that needs no table. r is
       uniform, so P(i in S) = k/d exactly, whatever pi is. Six rounds, because four random ones already make a
@@ -58,6 +59,15 @@ HD u32 mix(u32 x) {
   x ^= x >> 15;
   x *= 0x735a2d97u;
   return x ^ x >> 15;
+}
+
+/* Element i of a sample, from a stratum of `stride`. */
+HD i64 sample_place(u32 i, i64 stride) { return i * stride + ((i64)mix(i) * stride >> 32); }
+/* The rank, in a sample of `size` of n, that is almost surely behind the k-th largest of all: about five standard
+   deviations behind, at any rank. */
+HD i64 sample_rank(i64 size, i64 k, i64 n) {
+  i64 rank = size * k / n;
+  return rank + rank / 8 + 48;
 }
 
 HD u32 feistel(u32 v, bijection p) {

@@ -14,7 +14,8 @@ cdef extern from "select.h" nogil:
     bijection bijection_of(u64, u64)
     u32 feistel(u32, bijection)
     u32 rotated(u32, bijection)
-    u32 mix(u32)
+    i64 sample_place(u32, i64)
+    i64 sample_rank(i64, i64, i64)
 
 ctypedef fused real_out:
     f32
@@ -115,11 +116,9 @@ cdef inline i64 append_flagged(const u8* flag, int n, u32 first, u32* out) noexc
 
 cdef u64 sampled_threshold(const real* x, i64 n, i64 k, real* sample) noexcept nogil:
     """A magnitude that a little more than k elements reach, from one element of each of n/32 or fewer strata."""
-    cdef i64 size = min(<i64>TOPK_SAMPLE, n // 32), stride = n // size, rank, i, ties
+    cdef i64 size = min(<i64>TOPK_SAMPLE, n // 32), stride = n // size, rank = sample_rank(size, k, n), i, ties
     for i in range(size):
-        sample[i] = x[i * stride + (<i64>mix(<u32>i) * stride >> 32)]
-    rank = <i64>(<f64>size * k / n)
-    rank += rank // 8 + 48      # about five standard deviations at any rank
+        sample[i] = x[sample_place(<u32>i, stride)]
     return kth_magnitude[real](sample, size, rank, &ties) if rank < size else 0
 
 
@@ -255,6 +254,33 @@ def scatter_add(values, indices, out, f64 weight=1.0) -> None:
             scatter_add_to[f64, f32](v.f64s(), p.u32s(), p.n, o.f32s(), <f32>weight)
         else:
             scatter_add_to[f64, f64](v.f64s(), p.u32s(), p.n, o.f64s(), weight)
+
+
+cdef void add_or_store_to(const real* value, i64 n, real_out* out, real_out weight, bint add) noexcept nogil:
+    cdef i64 i
+    if add:
+        for i in range(n):
+            out[i] += weight * <real_out>value[i]
+    else:
+        for i in range(n):
+            out[i] = <real_out>value[i]
+
+
+def add_or_store(values, out, f64 weight=1.0, bint add=True) -> None:
+    """out[j] += weight * values[j], product and sum in the type of out; without `add`, out[j] = values[j]."""
+    cdef View v = view(values, b"fd")
+    cdef View o = view(out, b"fd", True)
+    if v.n != o.n:
+        raise ValueError(f"{v.n} values for a vector of {o.n}")
+    with nogil:
+        if v.kind == c"f" and o.kind == c"f":
+            add_or_store_to[f32, f32](v.f32s(), v.n, o.f32s(), <f32>weight, add)
+        elif v.kind == c"f":
+            add_or_store_to[f32, f64](v.f32s(), v.n, o.f64s(), weight, add)
+        elif o.kind == c"f":
+            add_or_store_to[f64, f32](v.f64s(), v.n, o.f32s(), <f32>weight, add)
+        else:
+            add_or_store_to[f64, f64](v.f64s(), v.n, o.f64s(), weight, add)
 
 
 cdef void subset_block(bijection p, u32 start, int n, u32* out) noexcept nogil:

@@ -23,15 +23,14 @@
 #include "portable.h"
 
 enum { SUBSET_BITS = 24, SUBSET_LOW_BITS = 48, SUBSET_UNIT = 16 };
+enum { SUBSET_LEVELS = 17, SUBSET_MAX = 1 << (SUBSET_LEVELS - 1) }; /* ranges of 2^0 ... 2^16 positions */
 #define SUBSET_TOTAL ((u32)1 << SUBSET_BITS)
 #define SUBSET_LEAST_RANGE ((u64)1 << SUBSET_LOW_BITS)
 
+/* floor(log2 n), n > 0: the exponent of the exact float64. */
+HD int subset_level(u32 n) { return (int)(bits_f64((f64)n) >> 52) - 1023; }
 /* The left part of a node of n >= 2 positions. */
-HD u32 subset_cut(u32 n) {
-  u32 cut = 1;
-  while (2 * (u64)cut < n) cut *= 2;
-  return cut;
-}
+HD u32 subset_cut(u32 n) { return (u32)1 << subset_level(n - 1); }
 
 /* p_(j+1) / p_j for m of a + b positions. */
 HD f64 subset_ratio(u32 a, u32 b, u32 m, u32 j) {
@@ -59,6 +58,20 @@ HD void subset_sums(u32 a, u32 b, u32 m, f64* weight, u32* sum) {
   sum[most + 1 - least] = total;
 }
 
+/* The part of an interval that a node's answer takes: from `start` on, `size`. */
+typedef struct {
+  u64 start, size;
+} subset_part;
+
+/* Symbol j of these frequency sums. */
+HD subset_part subset_symbol(u64 range, const u32* sum, u32 j) {
+  const u64 r = range >> SUBSET_BITS;
+  const subset_part part = {sum[j] * r, (sum[j + 1] - sum[j]) * r};
+  return part;
+}
+/* A position that is uniform on n: what each of them takes. */
+HD u64 subset_share(u64 range, u32 n) { return n & (n - 1) ? range / n : range >> subset_level(n); }
+
 /* The decoder's interval: `at` is where the code lies in it. The bytes from `next` on are still to come. */
 typedef struct {
   u64 at, range;
@@ -80,33 +93,34 @@ HD subset_reader subset_open(const u8* data, u32 bytes) {
   for (i = 0; i < 64; i += SUBSET_UNIT) c.at = c.at << SUBSET_UNIT | subset_unit(&c);
   return c;
 }
-/* The symbol that starts at `start` and takes `size`, in units of the interval, is the one. */
-HD void subset_take(subset_reader* c, u64 start, u64 size) {
-  c->at -= start;
-  c->range = size;
+HD void subset_take(subset_reader* c, subset_part part) {
+  c->at -= part.start;
+  c->range = part.size;
   while (c->range < SUBSET_LEAST_RANGE) {
     c->at = c->at << SUBSET_UNIT | subset_unit(c);
     c->range <<= SUBSET_UNIT;
   }
 }
 
-/* The count in the left part, from `symbols` frequency sums and their total behind them. */
-HD u32 subset_get(subset_reader* c, const u32* sum, u32 symbols) {
-  u64 r = c->range >> SUBSET_BITS;
+/* What the code says, `part` the part that it takes: the symbol, of `symbols` with the sums of their frequencies and the
+   total behind them, or a position that is uniform on n. */
+HD u32 subset_find(const subset_reader* c, const u32* sum, u32 symbols, subset_part* part) {
+  const u64 r = c->range >> SUBSET_BITS;
   u32 low = 0, high = symbols;
   while (high - low > 1) {
     u32 middle = (low + high) / 2;
     if (sum[middle] * r <= c->at) low = middle;
     else high = middle;
   }
-  subset_take(c, sum[low] * r, (sum[low + 1] - sum[low]) * r);
+  *part = subset_symbol(c->range, sum, low);
   return low;
 }
-/* A position that is uniform on n. */
-HD u32 subset_get_uniform(subset_reader* c, u32 n) {
-  u64 r = c->range / n, position = c->at / r;
+HD u32 subset_find_position(const subset_reader* c, u32 n, subset_part* part) {
+  const u64 r = subset_share(c->range, n);
+  u64 position = c->at / r;
   if (position >= n) position = n - 1;
-  subset_take(c, position * r, r);
+  part->start = position * r;
+  part->size = r;
   return (u32)position;
 }
 
@@ -116,11 +130,11 @@ typedef struct {
   u8* next;
 } subset_writer;
 
-HD void subset_put(subset_writer* c, u64 start, u64 size) {
+HD void subset_put(subset_writer* c, subset_part part) {
   u8* p = c->next;
   u64 before = c->low;
-  c->low += start;
-  c->range = size;
+  c->low += part.start;
+  c->range = part.size;
   if (c->low < before)
     while (++*--p == 0) {
     }
@@ -135,8 +149,11 @@ HD void subset_put(subset_writer* c, u64 start, u64 size) {
 HD void subset_close(subset_writer* c, u8* end) {
   i64 left = end - c->next, cut = left < 8 ? 64 - 8 * left : 0;
   u64 mask = ((u64)1 << cut) - 1;
+  subset_part last;
   int i;
-  subset_put(c, (0 - c->low) & mask, SUBSET_LEAST_RANGE);
+  last.start = (0 - c->low) & mask;
+  last.size = SUBSET_LEAST_RANGE;
+  subset_put(c, last);
   for (i = 56; c->next < end; i -= 8) *c->next++ = (u8)(i >= 0 ? c->low >> i : 0);
 }
 

@@ -4,26 +4,33 @@
 cdef extern from "subset.h" nogil:
     enum:
         SUBSET_BITS
+        SUBSET_LEVELS
+        SUBSET_MAX
     ctypedef struct subset_reader:
         pass
     ctypedef struct subset_writer:
         u64 low
         u64 range
         u8* next
+    ctypedef struct subset_part:
+        u64 start
+        u64 size
+    int subset_level(u32)
     u32 subset_cut(u32)
     u32 subset_least(u32, u32)
     u32 subset_most(u32, u32)
     void subset_sums(u32, u32, u32, f64*, u32*)
     subset_reader subset_open(const u8*, u32)
-    u32 subset_get(subset_reader*, const u32*, u32)
-    u32 subset_get_uniform(subset_reader*, u32)
-    void subset_put(subset_writer*, u64, u64)
+    subset_part subset_symbol(u64, const u32*, u32)
+    u64 subset_share(u64, u32)
+    void subset_take(subset_reader*, subset_part)
+    u32 subset_find(const subset_reader*, const u32*, u32, subset_part*)
+    u32 subset_find_position(const subset_reader*, u32, subset_part*)
+    void subset_put(subset_writer*, subset_part)
     void subset_close(subset_writer*, u8*)
 
 cdef enum:
     SUBSET_KNOWN = 64
-    SUBSET_LEVELS = 17          # ranges of 2^0 ... 2^16 positions
-    SUBSET_MAX = 1 << 16
 
 cdef u32 subset_table[SUBSET_LEVELS][SUBSET_KNOWN + 1][SUBSET_KNOWN + 2]
 
@@ -54,33 +61,31 @@ cdef inline const u32* node_sums(u32 n, int level, u32 a, u32 m, subset_room roo
 
 
 cdef inline int level_of(u32 n) noexcept nogil:
-    return lowest_one(n) if n & (n - 1) == 0 else -1
+    return subset_level(n) if n & (n - 1) == 0 else -1
 
 
 cdef void write_node(subset_writer* c, const u32* index, u32 start, u32 n, u32 m, subset_room room) noexcept nogil:
     """The code of the m indices of [start, start + n)."""
-    cdef u32 a, j = 0, least
-    cdef const u32* sum
-    cdef u64 r
+    cdef u32 a, j = 0
+    cdef subset_part part
     if m == 0 or m == n:
         return
     if m == 1:
-        r = c.range // n
-        subset_put(c, (index[0] - start) * r, r)
+        part.size = subset_share(c.range, n)
+        part.start = (index[0] - start) * part.size
+        subset_put(c, part)
         return
     a = subset_cut(n)
     while j < m and index[j] < start + a:
         j += 1
-    least = subset_least(n - a, m)
-    sum = node_sums(n, level_of(n), a, m, room)
-    r = c.range >> SUBSET_BITS
-    subset_put(c, sum[j - least] * r, <u64>(sum[j - least + 1] - sum[j - least]) * r)
+    subset_put(c, subset_symbol(c.range, node_sums(n, level_of(n), a, m, room), j - subset_least(n - a, m)))
     write_node(c, index, start, a, j, room)
     write_node(c, index + j, start + a, n - a, m - j, room)
 
 
 cdef void read_node(subset_reader* c, u32* index, u32 start, u32 n, u32 m, subset_room room) noexcept nogil:
     cdef u32 a, j, least
+    cdef subset_part part
     if m == 0:
         return
     if m == n:
@@ -88,11 +93,13 @@ cdef void read_node(subset_reader* c, u32* index, u32 start, u32 n, u32 m, subse
             index[j] = start + j
         return
     if m == 1:
-        index[0] = start + subset_get_uniform(c, n)
+        index[0] = start + subset_find_position(c, n, &part)
+        subset_take(c, part)
         return
     a = subset_cut(n)
     least = subset_least(n - a, m)
-    j = least + subset_get(c, node_sums(n, level_of(n), a, m, room), subset_most(a, m) - least + 1)
+    j = least + subset_find(c, node_sums(n, level_of(n), a, m, room), subset_most(a, m) - least + 1, &part)
+    subset_take(c, part)
     read_node(c, index, start, a, j, room)
     read_node(c, index + j, start + a, n - a, m - j, room)
 

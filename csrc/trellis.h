@@ -36,13 +36,6 @@ HD u32 trellis_parity_polynomial(int states) {
 HD u32 trellis_branch_polynomial(int states) {
   return states == 4 ? 05 : states == 8 ? 013 : states == 16 ? 023 : states == 32 ? 045 : states == 64 ? 0103 : 0515;
 }
-HD u32 parity(u32 s) {
-  s ^= s >> 8;
-  s ^= s >> 4;
-  s ^= s >> 2;
-  s ^= s >> 1;
-  return s & 1;
-}
 HD u32 trellis_q(u32 s, int states) { return parity(s & trellis_parity_polynomial(states)); }
 HD f32 max_f32(f32 x, f32 y) { return x < y ? y : x; }
 HD f32 nearest_f32(f32 x) { return (x + 12582912.0f) - 12582912.0f; }
@@ -74,6 +67,19 @@ HD TrellisTerms trellis_terms(const TrellisCost* c) {
   return terms;
 }
 
+/* A row that an octave looks up, as integers: scale in 1/16384, shift in 1/4096, and the terms. */
+HD void trellis_row(const TrellisCost* c, i16 row[6]) {
+  const TrellisTerms terms = trellis_terms(c);
+  row[0] = trellis_fixed(c->scale, 16384, 0, 32767);
+  row[1] = trellis_fixed(c->shift, 4096, 0, 32767);
+  row[2] = terms.zero;
+  row[3] = terms.other;
+  row[4] = terms.odd;
+  row[5] = terms.unit;
+}
+HD f32 trellis_row_scale(i16 scale) { return scale * (1 / 16384.0f); }
+HD f32 trellis_row_shift(i16 shift) { return shift * (1 / 4096.0f); }
+
 /* s of design note D, at least -1, or a itself, in 2^-12 steps. What was learned from small levels shrinks an outlier by
    two steps at most. */
 #define TRELLIS_MOST_SHIFT 2.0f
@@ -83,6 +89,10 @@ HD i32 trellis_position(f32 a, f32 scale, f32 shift, int plain) {
   /* what is left is exact and below 2: it says nothing about the sign of a, nor does its rounding */
   return (i32)fours * (4 << TRELLIS_FINE) + (i32)nearest_f32((v - 4 * fours) * (f32)TRELLIS_ONE);
 }
+
+/* What trellis_metrics looks at of a position. */
+HD i16 trellis_fraction(i32 position) { return (i16)(u16)((u32)position << 2); }
+HD i16 trellis_near(i32 position) { return (i16)(position < 7 * TRELLIS_ONE ? position : 7 * TRELLIS_ONE - 1); }
 
 HD i16 trellis_square(u16 distance) { return (i16)((u16)((u32)distance * distance >> 16) >> 4); }
 HD i16 least_i16(i16 x, i16 y) { return x < y ? x : y; }
@@ -132,6 +142,18 @@ HD i32 trellis_level(i32 position, i32 minus, i32 q, i32 bit, TrellisTerms c, in
   const i32 size = s < zero ? 0 : j;
   return plain ? j : (size ^ -minus) + minus;
 }
+
+/* Which of the four costs the branch with input b from state s has. */
+HD int trellis_metric(u32 s, u32 b, int states) {
+  return (int)(2 * trellis_q(s, states) + (b ^ parity(s & trellis_branch_polynomial(states) & ((u32)states - 1))));
+}
+HD int trellis_memory(int states) {
+  int v = 0;
+  while (states >> v > 1) ++v;
+  return v;
+}
+/* After t steps from state 0 the low bits of a state but t are clear, and before them there is one way back. */
+HD u32 trellis_never(int states, i64 steps) { return steps < trellis_memory(states) ? (u32)(states >> steps) - 1 : 0; }
 
 /* The state after s when a level with this bit 1 is taken. */
 HD u32 trellis_next(u32 s, u32 bit, int states) {

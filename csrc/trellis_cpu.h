@@ -9,22 +9,18 @@
 
 enum { TRELLIS_LANES = ENTROPY_LANES, TRELLIS_STATES = 256 };
 
-/* Costs that depend on the octave, so that a vector looks all lanes up at once: scale in 1/16384, shift in 1/4096, terms. */
+/* Rows of costs, turned so that a vector looks all lanes up at once. */
 typedef struct {
   i16 of[6][64];
 } TrellisTable;
 
 static void trellis_tabulate(const TrellisCost* cost, TrellisTable* table) {
-  int o;
+  i16 row[6];
+  int o, k;
   memset(table, 0, sizeof *table);
   for (o = 0; o < LEVEL_CONTEXTS; ++o) {
-    const TrellisTerms terms = trellis_terms(cost + o);
-    table->of[0][o] = trellis_fixed(cost[o].scale, 16384, 0, 32767);
-    table->of[1][o] = trellis_fixed(cost[o].shift, 4096, 0, 32767);
-    table->of[2][o] = terms.zero;
-    table->of[3][o] = terms.other;
-    table->of[4][o] = terms.odd;
-    table->of[5][o] = terms.unit;
+    trellis_row(cost + o, row);
+    for (k = 0; k < 6; ++k) table->of[k][o] = row[k];
   }
 }
 HD void trellis_look(const i16 table[64], const u8* octave, i16* value) {
@@ -51,12 +47,11 @@ HD void trellis_metrics_of(const f32* restrict a, const u8* restrict octave, i16
 #pragma GCC unroll 6
     for (k = 0; k < 6; ++k) trellis_look(table->of[k], octave, look[k]);
   for (l = 0; l < TRELLIS_LANES; ++l)
-    position[l] = trellis_position(a[l], octave ? look[0][l] * (1 / 16384.0f) : scale,
-                                   octave ? look[1][l] * (1 / 4096.0f) : shift, plain);
-  for (l = 0; l < TRELLIS_LANES; ++l) fraction[l] = (i16)(u16)((u32)position[l] << 2);
+    position[l] = trellis_position(a[l], octave ? trellis_row_scale(look[0][l]) : scale,
+                                   octave ? trellis_row_shift(look[1][l]) : shift, plain);
+  for (l = 0; l < TRELLIS_LANES; ++l) fraction[l] = trellis_fraction(position[l]);
   if (!plain) {
-    for (l = 0; l < TRELLIS_LANES; ++l)
-      near[l] = (i16)(position[l] < 7 * TRELLIS_ONE ? position[l] : 7 * TRELLIS_ONE - 1);
+    for (l = 0; l < TRELLIS_LANES; ++l) near[l] = trellis_near(position[l]);
     for (l = 0; l < TRELLIS_LANES; ++l) minus[l] = (i16)(a[l] < 0 ? -1 : 0);
   }
   for (l = 0; l < TRELLIS_LANES; ++l) {
@@ -86,16 +81,6 @@ HD void trellis_butterfly(const i16* restrict c0, const i16* restrict c1, const 
   }
 }
 
-/* The metric of the branch with input b from state s. */
-HD int trellis_metric(u32 s, u32 b, int states) {
-  return (int)(2 * trellis_q(s, states) + (b ^ parity(s & trellis_branch_polynomial(states) & ((u32)states - 1))));
-}
-
-HD int trellis_memory(int states) {
-  int v = 0;
-  while (states >> v > 1) ++v;
-  return v;
-}
 HD int trellis_planes(int states) { return states > 8 ? states / 8 : 1; }
 
 /* Decisions of all states: planes of 8 states, a byte a lane. `costs` receives those of the last step. */
@@ -153,9 +138,8 @@ HD void trellis_backward(const f32* restrict a, const u8* restrict octave, i64 s
                          i32* restrict w, const int states, const int labels, const int plain) {
   const int half = states / 2, planes = trellis_planes(states);
   const TrellisTerms same = trellis_terms(cost);
-  /* After t steps from state 0 the low bits of a state but t are clear, and before them there is one way back. */
   const i64 free_from = trellis_memory(states);
-  const u32 never = steps < free_from ? (u32)(states >> steps) - 1 : 0;
+  const u32 never = trellis_never(states, steps);
   i32 state[TRELLIS_LANES] = {0};
   i16 best[TRELLIS_LANES], look[2][TRELLIS_LANES];
   i64 t;
@@ -186,7 +170,7 @@ HD void trellis_backward(const f32* restrict a, const u8* restrict octave, i64 s
       const i32 j = trellis_level(out[l], v[l] < 0 ? 1 : 0, q, bit,
                                   octave ? (TrellisTerms){look[0][l], look[1][l], 0, 0} : same, labels, plain);
       state[l] = (i32)from;
-      out[l] = trellis_far(v[l]) ? LEVEL_ESCAPED + 2 * bit + q : labels ? j + q * (level_sign(j) + 1) : j;
+      out[l] = level_taken(j, v[l], q, bit, labels);
     }
   }
 }

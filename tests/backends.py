@@ -9,7 +9,7 @@ import inspect
 import numpy as np
 import pytest
 
-import compress
+from compress._cpu import kernels as host
 from compress._gpu import device
 from compress.compressor import Message
 
@@ -50,6 +50,8 @@ def fetched(seen: list) -> None:
     for data, copy in seen:
         if data.flags.writeable:
             data[...] = copy.get()
+        else:
+            np.testing.assert_array_equal(data, copy.get(), "what must not be written was")
 
 
 class Kernels:
@@ -57,11 +59,12 @@ class Kernels:
 
     def __init__(self, name):
         use(name)
+        self.name = name
         self._module = importlib.import_module("compress._gpu")
 
     def __getattr__(self, name):
         function = getattr(self._module, name)
-        if not callable(function) or inspect.isclass(function):
+        if not callable(function) or inspect.isclass(function) or function is getattr(host, name, None):
             return function
 
         def call(*arguments, **named):
@@ -78,3 +81,65 @@ class Kernels:
             return result
 
         return call
+
+
+class OnDevice:
+    """A compressor whose arrays live on the device, with NumPy arrays in and out."""
+
+    def __init__(self, plain):
+        self.plain = plain
+
+    __class__ = property(lambda self: type(self.plain))
+
+    def __getattr__(self, name):
+        return getattr(self.plain, name)
+
+    def __repr__(self):
+        return repr(self.plain)
+
+    def __eq__(self, other):
+        return self.plain == getattr(other, "plain", other)
+
+    def encode(self, x, key, out=None):
+        seen = []
+        room = moved(out, seen) if out is not None else None
+        message = self.plain.encode(moved(x, seen), key, room)
+        fetched(seen)
+        payload = message.payload if isinstance(message.payload, np.ndarray) else message.payload.get()
+        if out is not None:
+            payload = out[: payload.size]
+        return message._replace(payload=payload)
+
+    def _decode(self, decode, message, out, *arguments):
+        seen = []
+        target = moved(out, seen) if out is not None else None
+        if isinstance(message, Message):
+            message = message._replace(payload=moved(message.payload, seen))
+        result = decode(message, *arguments[:1], target, *arguments[1:])
+        fetched(seen)
+        return out if out is not None else result.get() if device.is_array(result) else result
+
+    def decode(self, message, key, out=None):
+        return self._decode(self.plain.decode, message, out, key)
+
+    def decode_add(self, message, key, out, weight=1.0):
+        return self._decode(self.plain.decode_add, message, out, key, weight)
+
+    def __call__(self, x, key):
+        return self.decode(self.encode(x, key), key)
+
+
+class Backend:
+    """One of NAMES: backend(C) is C with its work there."""
+
+    def __init__(self, name):
+        self.name = name
+        if name != "cpu":
+            use(name)
+
+    def __call__(self, C):
+        return C if self.name == "cpu" else OnDevice(C)
+
+    def trials(self, n: int) -> int:
+        """Fewer on the grid: it writes the bytes of the CPU, whose law is tested on the CPU."""
+        return n if self.name == "cpu" else max(n // 30, 4)

@@ -34,6 +34,19 @@ def kernels(request):
     device._cupy = None
 
 
+@pytest.fixture(params=backends.NAMES)
+def backend(request):
+    """Where compressors work: backend(C) is C on NumPy, on the grid, on a GPU, with NumPy arrays in and out."""
+    yield backends.Backend(request.param)
+    device._cupy = None
+
+
+@pytest.fixture
+def C(request, backend):
+    """The compressor that a test is parametrized with, on each backend."""
+    return backend(request.param)
+
+
 def families(d: int, seed: int = 0, dtype=np.float32) -> dict[str, np.ndarray]:
     """The inputs that the constants are checked on, among them the worst known."""
     rng = np.random.default_rng(seed)

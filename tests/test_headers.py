@@ -38,8 +38,10 @@ extern "C" __global__ void formulas(const float* x, const double* y, u32* code, 
   subset_sums(2048, subset_cut(4096), 64, weights, sums);
   subset_reader in = subset_open((const u8*)x, 59);
   subset_writer to = {key, key, (u8*)code};
-  code[5 * e + 1] += subset_get(&in, sums, 65) + subset_get_uniform(&in, 100);
-  subset_put(&to, key, key);
+  subset_part part;
+  code[5 * e + 1] += subset_find(&in, sums, 65, &part) + subset_find_position(&in, 100, &part);
+  subset_take(&in, part);
+  subset_put(&to, subset_symbol(key, sums, 2));
   subset_close(&to, (u8*)code + 59);
   level_line line = {1, 2, 3};
   chunk_levels ladder = chunk_levels_of(line, line_scale_below(line, code[0]), line_ratio_below(line, code[1]), 8);

@@ -88,10 +88,11 @@ def slowly_decoded(data, code, n, phase=None):
         x = [1 << 16] * lanes
         if needed:
             lengths = [16 + (data[at + i // 2] >> (i % 2 * 4) & 15) for i in range(lanes)]
+            assert words[chunk] >> 20 & 255 == (lanes + 1) // 2 + (sum(lengths) + 7) // 8
             head = Bits(data[at + (lanes + 1) // 2 : at + (lanes + 1) // 2 + (sum(lengths) + 7) // 8])
             x = [1 << length | head.take(length) for length in lengths]
             at += (lanes + 1) // 2 + (sum(lengths) + 7) // 8
-        count, tail, steps = words[chunk] & (1 << 28) - 1, words[chunk] >> 28, -(-size // lanes)
+        count, tail, steps = words[chunk] & (1 << 20) - 1, words[chunk] >> 28, -(-size // lanes)
         stream = iter(np.frombuffer(data, "<u2", count, at).tolist())
         at += 2 * count
         state, mean, above = [0] * lanes, [0] * lanes, [[0] * max(columns, 1) for _ in range(lanes)]

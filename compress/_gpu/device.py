@@ -130,14 +130,17 @@ def read(array) -> np.ndarray:
 
 
 class Status:
-    """An integer that a kernel will have written: reading it waits for the device, passing it on does not."""
+    """An integer that a kernel will have written: reading it waits for the device, passing it on does not.
 
-    def __init__(self, array, at: int = 0):
-        self._array, self._at, self._value = array, at, None
+    of: what it is of the number array[at].
+    """
+
+    def __init__(self, array, at: int = 0, of=int):
+        self._array, self._at, self._of, self._value = array, at, of, None
 
     def __int__(self):
         if self._value is None:
-            self._value = int(read(self._array)[self._at])
+            self._value = self._of(int(read(self._array)[self._at]))
         return self._value
 
     __index__ = __int__
@@ -176,6 +179,13 @@ def need(x, n: int, name: str) -> None:
     """The vector called `name` must have at least n elements."""
     if x.size < n:
         raise ValueError(f"{name} has {x.size} elements, {n} are needed")
+
+
+def match(x, out, name: str) -> None:
+    """out must be a vector of x's type and length."""
+    if out.dtype != x.dtype or out.size != x.size:
+        kinds = [_KIND[a.dtype.str[1:]] for a in (out, x)]
+        raise ValueError(f"{name}: out must match x, got {out.size} of {kinds[0]!r} for {x.size} of {kinds[1]!r}")
 
 
 # Kernels
