@@ -127,7 +127,7 @@ class PowerSGD(Contractive):
         rows, columns = self._shape(message.size)
         if rows < columns:
             matrix = matrix.T
-        add_or_store(np.ascontiguousarray(matrix).reshape(-1)[: message.size], out, weight, add)
+        add_or_store(matrix.ravel()[: message.size], out, weight, add)
 
     def init(self, d: int, key: Key) -> PowerSGDState:
         """The state before the first message: the random right factor of key.shared."""

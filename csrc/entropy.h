@@ -74,9 +74,7 @@ HD u32 entropy_slot(u32 symbol, u32 frequency, u32 offset) { return symbol | (fr
 
 /* Low bits have slots without a table: the next `bits` of them, and their slot. */
 HD u32 entropy_low(u32 x, u32 bits) { return (x & (ENTROPY_SLOTS - 1)) >> (ENTROPY_PRECISION - bits); }
-HD u32 entropy_low_slot(u32 x, u32 bits) {
-  return entropy_slot(0, 4096u >> bits, x & ((4096u >> bits) - 1));
-}
+HD u32 entropy_low_slot(u32 x, u32 bits) { return entropy_slot(0, 4096u >> bits, x & ((4096u >> bits) - 1)); }
 HD u32 entropy_low_code(u32 low, u32 bits) { return entropy_code(4096u >> bits, low << (ENTROPY_PRECISION - bits)); }
 
 /* Low bits with their number, for a step of their own. */

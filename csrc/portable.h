@@ -46,8 +46,8 @@ HD f64 f64_bits(u64 b) {
   return x;
 }
 
-/* The product of two words; floor where |y| < 2^31; y between -top and top > 0, which NaN becomes. On a GPU an instruction
-   or two each, on CPUs what they all have. */
+/* The product of two words; floor where |y| < 2^31; y between -top and top > 0, which NaN becomes: instructions of a GPU,
+   and what all CPUs have. */
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 HD u64 product_u32(u32 a, u32 b) {
   u64 p;
@@ -57,7 +57,6 @@ HD u64 product_u32(u32 a, u32 b) {
 HD i32 floor_f32(f32 y) { return __float2int_rd(y); }
 HD i32 floor_f64(f64 y) { return __double2int_rd(y); }
 HD f32 clamp_f32(f32 y, f32 top) { return fmaxf(fminf(y, top), -top); }
-HD f64 clamp_f64(f64 y, f64 top) { return fmax(fmin(y, top), -top); }
 #else
 HD u64 product_u32(u32 a, u32 b) { return (u64)a * b; }
 HD i32 floor_f32(f32 y) {
@@ -72,11 +71,11 @@ HD f32 clamp_f32(f32 y, f32 top) {
   y = y < top ? y : top;
   return y > -top ? y : -top;
 }
+#endif
 HD f64 clamp_f64(f64 y, f64 top) {
   y = y < top ? y : top;
   return y > -top ? y : -top;
 }
-#endif
 
 /* floor(log2 v), 0 < v < 2^24. */
 HD i32 exponent_of(u32 v) { return (i32)(bits_f32((f32)(i32)v) >> 23) - 127; }

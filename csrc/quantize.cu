@@ -15,8 +15,8 @@ DEVICE f64 scale_at(const u8* scales, i64 start, i64 n, i64 block, int wire) {
 }
 DEVICE int length_at(i64 start, i64 n) { return (int)(n - start < PACK_BLOCK ? n - start : PACK_BLOCK); }
 
-/* A warp has a segment, whose terms are summed already or (sums = 0) few enough for it. The first one that fails leaves
-   the largest number in `status`. */
+/* A warp has a segment, whose terms are summed already or (sums = 0) few enough for it. Of those that fail the first
+   leaves the largest number in `status`. */
 extern "C" __global__ void __launch_bounds__(256)
     write_scales(const real* x, i64 n, i64 block, i32 norm, const f64* sums, i32 wire, u8* scales, i64 count,
                  u64* status) {
@@ -356,7 +356,7 @@ DEVICE void power_block(const real* x, int n, i32 shift, u64 e, dither_bits d, u
   warp_pack(n, 1, sign, room, [&](int row, int) { return minus >> row & 1; });
 }
 
-extern "C" __global__ void __launch_bounds__(256) power_pack(const real* x, i64 n, u64 key, i32 shift, u8* out) {
+extern "C" __global__ void __launch_bounds__(256, 5) power_pack(const real* x, i64 n, u64 key, i32 shift, u8* out) {
   __shared__ u16 rooms[WARPS][PACK_ROOM];
   const i64 index = grid_warp(), start = index * PACK_BLOCK;
   if (start >= n) return;

@@ -139,7 +139,3 @@ class Backend:
 
     def __call__(self, C):
         return C if self.name == "cpu" else OnDevice(C)
-
-    def trials(self, n: int) -> int:
-        """Fewer on the grid: it writes the bytes of the CPU, whose law is tested on the CPU."""
-        return n if self.name == "cpu" else max(n // 30, 4)

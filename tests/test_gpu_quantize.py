@@ -80,9 +80,12 @@ def test_quantize_and_back(n, dtype, gpu, rng):
         scales = scales_of(rng.choice(SCALES[7:8] * 3 + SCALES, max(count, 1)), wire, offset)
         x = vector(rng, n, dtype, float(rng.choice([1.0, 1e-31, 1e30])))
         codes = payload(packed_bytes(n, levels), int(rng.integers(0, 4)))[: packed_bytes(n, levels)]
-        how = [{}, {"nearest": True}, {"natural": levels % 2 == 1 and levels < 200}, {"shared": SHARED, "worker": 3, "workers": 10}][
-            turn % 4
-        ]
+        how = [
+            {},
+            {"nearest": True},
+            {"natural": levels % 2 == 1 and levels < 200},
+            {"shared": SHARED, "worker": 3, "workers": 10},
+        ][turn % 4]
         arguments = scales, offset, wire, block, levels
         codes = same(gpu, "quantize_pack", codes, x, *arguments, KEY, codes, **how)
         for kind in TYPES:

@@ -31,6 +31,7 @@ CODES = [  # states, labels, dithered, context, columns
     (256, False, 1, 0, 0),
     (256, True, 0, 3, 0),
 ]
+KEY = 0x123456789ABCDEF
 COST = np.array([0.8, 0.3, -0.5, 0.4, 0.2, 1.25], np.float32)
 ROWS = np.tile(COST, 48) * np.random.default_rng(4).uniform(0.8, 1.2, 288).astype(np.float32)
 
@@ -69,7 +70,8 @@ def encoded(kernels, x, code, wide=True, measured=True, step=0.25, costs=ROWS, d
         counts=np.ones(models * 256, np.uint32),
         moments=np.ones(7) if measured else None,
     )
-    told = kernels.level_encode_symbols(x, code, 1 / step, 0x123456789ABCDEF, costs, dead, rounding, scale, *room.values())
+    how = 1 / step, KEY, costs, dead, rounding, scale
+    told = kernels.level_encode_symbols(x, code, *how, *room.values())
     return *told, *room.values()
 
 
@@ -118,7 +120,9 @@ def test_costs_that_leave_sixteen_bits(grid):
         same(grid, np.round(x), code, step=1.0, costs=np.tile(np.array([1, 0, 0, 0, 0, 1], np.float32), 48))
 
 
-@pytest.mark.parametrize("dead, rounding, step", [(0.6, 0.4, -0.25), (0.5, 0.5, 1.0), (0.99, 0.5, 2.0), (0.7, 0.3, 1e-9)])
+@pytest.mark.parametrize(
+    "dead, rounding, step", [(0.6, 0.4, -0.25), (0.5, 0.5, 1.0), (0.99, 0.5, 2.0), (0.7, 0.3, 1e-9)]
+)
 def test_dead_zones_steps_and_signs(grid, dead, rounding, step):
     for code, wide in product([CODES[0], CODES[1], CODES[8]], (False, True)):
         same(grid, vector(1111, np.float32), code, step=step, dead=dead, rounding=rounding, wide=wide)
@@ -141,7 +145,7 @@ def test_buffers_at_any_address(grid):
     symbol, model = space[1 : n + 1], space[n + 4 : 2 * n + 4]
     extra, counts = np.zeros(n + 1, np.uint16)[1:], np.zeros(256 * 96, np.uint32)
     x = np.concatenate([[0], vector(n, np.float32)]).astype(np.float32)[1:]
-    grid.level_encode_symbols(x, code, 4.0, 0x123456789ABCDEF, ROWS, 0.6, 0.4, 1.0, symbol, model, extra, counts, None)
+    grid.level_encode_symbols(x, code, 4.0, KEY, ROWS, 0.6, 0.4, 1.0, symbol, model, extra, counts, None)
     for ours, theirs in zip((symbol, model, extra, counts), expected[3:7], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert not space[0] and not space[n + 1 : n + 4].any() and not space[2 * n + 4 :].any()
@@ -166,7 +170,7 @@ def test_arguments_are_checked(grid):
             told.append(str(caught.value))
         assert told[0] == told[1]
     for bad in ((8, False, 7, 0, 0), (8, False, 1, 1, 0), (12, False, 0, 0, 0), (8, False, 0, 1, 129)):
-        with pytest.raises(ValueError, match="code|models"):
+        with pytest.raises(ValueError, match=r"is not a code|models, more"):
             grid.level_encode_symbols(x, bad, 1.0, 0, ROWS, 0.6, 0.4, 1.0, *room.values())
     empty = [np.zeros(0, np.uint8), np.zeros(0, np.uint8), None, np.ones(512, np.uint32), np.ones(7)]
     assert grid.level_encode_symbols(x[:0], code, 1.0, 0, ROWS, 0.6, 0.4, 1.0, *empty) == (0, b"", b"")

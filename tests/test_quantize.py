@@ -132,6 +132,38 @@ def test_power_pack_is_natural_compression(kernels, dtype):
     assert (y.reshape(8, -1)[5] == 0).all() and (y.reshape(8, -1)[6] == 1).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shift", [-700, -3, -2, 5, 300, 1200])
+def test_a_shift_is_ldexp_in_float64(kernels, shift, dtype):
+    shift = min(shift, 127 - np.finfo(dtype).minexp + np.finfo(dtype).nmant - 4)  # of the smallest numbers
+    rng = np.random.default_rng(abs(shift))
+    least, most = max(np.finfo(dtype).minexp - 60, -300 - shift), min(np.finfo(dtype).maxexp, 127 - shift)
+    x = np.ldexp(rng.uniform(-1, 1, 3000), rng.integers(min(least, most - 1), most, 3000)).astype(dtype)
+    x[:8] = np.finfo(dtype).smallest_subnormal * np.array([-1, -2, -3, -5, -7, 3, 0, -0.0])
+    packed, expected = np.zeros((2, 3000 + 375), np.uint8)
+    kernels.power_pack(x, KEY, packed, shift)
+    kernels.power_pack(np.ldexp(x.astype(np.float64), shift), KEY, expected)
+    np.testing.assert_array_equal(packed, expected)
+    values, top = np.empty(3000), np.finfo(dtype).max
+    packed[:256] = np.arange(256)
+    kernels.unpower_scale(packed, 1.0, values)
+    with np.errstate(over="ignore"):
+        values = np.clip(np.ldexp(values, -shift), -top, top).astype(dtype)
+    out = rng.standard_normal(3000).astype(dtype)
+    expected = out + dtype(0.3) * values
+    kernels.unpower_scale(packed, 0.3, out, True, shift)
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("scale", [7.9e-31, 1e-30, 6e-30, 1e-29])
+def test_many_levels_of_a_small_scale(kernels, scale):
+    """2^16 inv would leave float32's range."""
+    x = np.zeros(1024, np.float32)
+    x[0] = scale
+    _, codes = quantize(kernels, x, scale, 65535)
+    assert codes[0] in (65533, 65534) and (codes[1:] == 32767).all()
+
+
 def test_decode_add_order(kernels):
     """out[i] += unit * code, one multiplication and one addition in out's type."""
     rng = np.random.default_rng(0)
@@ -168,6 +200,11 @@ def test_scales_round_up_and_report_their_range(kernels):
     assert payload.view(np.float64)[0] == 1e39
     assert kernels.write_scales(np.array([np.nan]), 1, kernels.NORM_L2, 8, payload, 0) == 1
     assert kernels.bad_scale(np.array([1, -1], np.float32).view(np.uint8), 0, 2, 4) == 1
+    assert (
+        kernels.write_scales(np.array([1, 1e39, np.nan, 2]), 1, kernels.NORM_MAX, 4, (four := np.ones(16, np.uint8)), 0)
+        == 2
+    )
+    assert four.view(np.float32).tolist() == [1, 0, 0, 2]
 
 
 def test_wrong_lengths_are_refused(kernels):

@@ -15,25 +15,28 @@ _RING = 2 * (512 + 32)  # bytes of words that a decoder has at hand
 _TILE = 32 * 33  # values of 32 steps, where lanes have runs
 _PIECES = 8  # blocks that copy a chunk
 _MODEL = 400  # bytes of a model at most
-_STATIC = 4096  # more than the kernels have of shared memory that is not dynamic
+_FIXED = 8192  # more than the kernels have of shared memory beside tables and rooms
 _PLAIN, _DITHERED = 2, 3  # of the decoders in entropy.cu
 
 
 @functools.cache
 def _limits(module, device):
-    """Multiprocessors, and bytes of dynamic shared memory of a block."""
+    """Multiprocessors, and bytes of shared memory that a block has for tables and rooms."""
     attributes = getattr(module.cuda.Device(device), "attributes", {})
     shared = attributes.get("MaxSharedMemoryPerBlockOptin", 227 << 10)
-    return attributes.get("MultiProcessorCount", 132), shared - _STATIC
+    return attributes.get("MultiProcessorCount", 132), shared - _FIXED
 
 
 def limits():
     return _limits(cupy(), cupy().cuda.Device().id)
 
 
-def spread(chunks, most=_MOST_WARPS):
-    """Warps a block, a chunk each: every multiprocessor has some before one has many."""
-    return max(1, min(-(-chunks // limits()[0]), most, _MOST_WARPS))
+def spread(chunks, tables, room=_RING):
+    """Warps a block, a chunk each, with `room` bytes of shared memory: every multiprocessor has some before one has
+    many, and two blocks where the tables are small."""
+    processors, shared = limits()
+    most = _MOST_WARPS if 3 * tables > shared else _MOST_WARPS // 2
+    return max(1, min(-(-chunks // processors), most, shared // room))
 
 
 def level_encode(code, sent, symbol, model, extra, counts, escapes, sizes):
@@ -59,8 +62,10 @@ def level_encode(code, sent, symbol, model, extra, counts, escapes, sizes):
     room = min(n, _CHUNK) * (1 if extra is None else 2) + 1 & ~1
     words, entries = empty(chunks * room, np.uint16), empty(chunks, np.uint32)
     heads, total = empty(_HEAD * chunks, np.uint32), zeros(1, np.uint64)
-    warps = spread(chunks)
-    resident = _INVERSES + 1024 * models <= limits()[1]
+    tables = _INVERSES + 1024 * models
+    resident = tables <= limits()[1]
+    tables = tables if resident else _INVERSES
+    warps = spread(chunks, tables)
     launch(
         "entropy",
         "level_encode",
@@ -78,7 +83,7 @@ def level_encode(code, sent, symbol, model, extra, counts, escapes, sizes):
         heads,
         entries,
         total,
-        shared=_INVERSES + 1024 * models * resident,
+        shared=tables,
     )
     listed, told = (len(sizes), len(escapes)) if escaped else (0, 0)
     payload = empty(front.size + 4 * chunks + int(read(total)[0]), np.uint8)
@@ -122,11 +127,10 @@ def level_decode(data, code, n, key, step, offsets, out, weight, add):
     else:
         kind = _PLAIN if more else int(states > 1)
     real = out.dtype
-    values, shared = 512 * real.itemsize, limits()[1]
     room = _RING + (128 * columns + _TILE * real.itemsize if context else 0)
-    warps = spread(chunks, (shared - values) // room)
     tables, symbols = (5 << 10 if kind >= _DITHERED else 16 << 10) * models, None
-    if values + tables + warps * room > shared:
+    warps = spread(chunks, tables, room)
+    if kind >= _DITHERED and tables + warps * room > limits()[1]:
         symbols, tables = empty(4096 * models, np.uint8), 0
         launch("entropy", "level_tables", models, 256, codes, models, symbols, real=real)
     status = zeros(1, np.uint32)
@@ -156,7 +160,7 @@ def level_decode(data, code, n, key, step, offsets, out, weight, add):
         out,
         status,
         real=real,
-        shared=values + tables + warps * room,
+        shared=512 * real.itemsize + tables + warps * room,
     )
     if found := int(read(status)[0]):
         host.level_fault(~found & 7)

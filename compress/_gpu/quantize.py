@@ -34,7 +34,8 @@ def write_scales(x, block, which, wire, payload, offset):
     count = -(-x.size // block)
     scales = _scales(payload, offset, count, wire, "payload")
     status = zeros(1, np.uint64)
-    sums = segment_sums(x, block, _TERM[which]) if min(block, x.size) > _LEAF else None
+    segment = min(block, x.size)
+    sums = segment_sums(x, segment, _TERM[which]) if segment > _LEAF else None
     arguments = x, x.size, block, which, sums, wire, scales, count, status
     launch("quantize", "write_scales", -(-count // 8), 256, *arguments, real=x.dtype)
     return Status(status, of=lambda first: first & 3)

@@ -13,9 +13,7 @@ _ROOM = 512 << 20  # bytes of scratch, where a chunk does not take more
 _LARGE_GRID = 528
 
 
-def level_encode_symbols(
-    x, code, inverse, key, costs, dead, rounding, scale, symbol, model, extra, counts, moments
-):
+def level_encode_symbols(x, code, inverse, key, costs, dead, rounding, scale, symbol, model, extra, counts, moments):
     """As on the CPU. Waits for counts, to know what is rare, and again where something is escaped. costs may be a NumPy
     array."""
     view(x, "fd")
@@ -27,7 +25,7 @@ def level_encode_symbols(
         view(extra, "H")
     if moments is not None:
         view(moments, "d")
-    states, labels, dithered, context, columns = code
+    states, _, dithered, context, _ = code
     n, models = x.size, host.level_model_count(code)
     need(costs, 6 * (host.LEVEL_OCTAVES if context else 1), "costs")
     need(symbol, n, "symbol")

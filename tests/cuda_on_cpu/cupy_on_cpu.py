@@ -148,7 +148,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __array_function__(self, function, types, arguments, named):
         # the names that CuPy serves too: the ones that compress may use
-        served = {"empty_like", "zeros_like", "concatenate", "array_equal", "ascontiguousarray", "linalg.qr"}
+        served = {"empty_like", "zeros_like", "concatenate", "linalg.qr"}
         name = f"{function.__module__}.{function.__name__}".removeprefix("numpy.")
         if name not in served:
             return NotImplemented
