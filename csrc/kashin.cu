@@ -1,6 +1,6 @@
-/* A frame is a block of 256 threads: thread t holds rows t, t + 256, ... of everything that has rows, so that it is lane
-   t of the sums of a step (kashin.h, B), and all steps of a frame happen on chip. A frame of fewer than 4096 rows, of
-   which a message has a few, is one of 4096 whose other rows are zero and whose last stages are left out. */
+/* A frame is a block of 256 threads: thread t holds rows t, t + 256, ... of everything that has rows, so that it is
+   lane t of the sums of a step (kashin.h, B), and all steps of a frame happen on chip. A frame of fewer than 4096 rows,
+   of which a message has a few, is one of 4096 whose other rows are zero and whose last stages are left out. */
 #include "hadamard.cuh"
 #include "norm.cuh"
 #include "pack.cuh"
@@ -14,7 +14,8 @@ enum {
   NOTHING = 0xffff,                /* on a row */
   NO_ATTEMPT = 1,
   NOT_FINITE = 2,
-  RESIDENT = sizeof(real) == 4 ? 3 : 2 /* blocks of a multiprocessor */
+  RESIDENT = sizeof(real) == 4 ? 3 : 2, /* encoders of a multiprocessor */
+  RESIDENT_DECODERS = sizeof(real) == 4 ? 4 : 2
 };
 
 struct Frame {
@@ -92,8 +93,9 @@ struct __align__(16) Chunk {
   real at[16 / sizeof(real)];
 };
 
-/* The transform, not scaled, of n rows of shared memory, into registers. Stages 1 to 8 are within columns of neighbours,
-   16 to 128 within what a half of a warp has just written, the rest within a thread's rows; where n < 4096, one by one. */
+/* The transform, not scaled, of n rows of shared memory, into registers. Stages 1 to 8 are within columns of
+   neighbours, 16 to 128 within what a half of a warp has just written, the rest within a thread's rows; where n < 4096
+   they follow one by one. */
 DEVICE void frame_fwht(real (&v)[EACH], real* room, int n) {
   constexpr int chunk = 16 / sizeof(real);
   const int t = (int)threadIdx.x;
@@ -144,8 +146,8 @@ DEVICE void frame_fwht_of(real (&v)[EACH], real* room, int n) {
   frame_fwht(v, room, n);
 }
 
-/* The rotation of a later attempt, or its inverse, of the coordinates in shared memory. Barriers before and after. Rare,
-   and not in line, where it would take registers of every attempt. */
+/* The rotation of a later attempt, or its inverse, of the coordinates in shared memory. Barriers before and after.
+   Rare, and not in line, where it would take registers of every attempt. */
 static __device__ __attribute__((noinline)) void rotate_coordinates(Shared* s, real* x, int attempt, u64 key,
                                                                     bool inverse) {
   const int block = (int)rotation_block(s->frame.coordinates);
@@ -214,9 +216,9 @@ DEVICE real block_gain(Shared* s, const real (&a)[EACH], const real (&g)[EACH], 
 DEVICE int solve(Shared* s, const real* x, f64 limit, int steps, u64 key, real* room, real (&a)[EACH], f64* level,
                  u32* word) {
   u64 most = 0;
-#pragma unroll 4
-  for (int i = (int)threadIdx.x; i < s->frame.coordinates; i += THREADS) {
-    const u64 size = magnitude_of(x[s->frame.coordinate + i]);
+#pragma unroll
+  for (int k = 0; k < EACH; ++k) {
+    const u64 size = row_of(k) < s->frame.coordinates ? magnitude_of(x[s->frame.coordinate + row_of(k)]) : 0;
     most = most > size ? most : size;
   }
   const f64 largest = block_max(most, s->most);
@@ -379,7 +381,7 @@ DEVICE void synthesize(Shared* s, real* x, int attempt, i64 exponent, u64 key, r
   for (int i = (int)threadIdx.x; i < s->frame.coordinates; i += THREADS) x[i] = restored(room[i]);
 }
 
-extern "C" __global__ void __launch_bounds__(256, RESIDENT)
+extern "C" __global__ void __launch_bounds__(256, RESIDENT_DECODERS)
     kashin_synthesis(const real* a, const i64* plan, i32 runs, const u16* holds, const u32* words, u64 key, real* x) {
   DYNAMIC_SHARED(real, room);
   __shared__ Shared s;
@@ -389,9 +391,9 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT)
   synthesize(&s, x, (int)kashin_word_attempt(words[index]), 0, key, room);
 }
 
-/* The inverse of kashin_encode for a message of `rows` rows. The first frame whose level no encoder writes leaves ~index
-   in `failed`. */
-extern "C" __global__ void __launch_bounds__(256, RESIDENT)
+/* The inverse of kashin_encode for a message of `rows` rows. The first frame whose level no encoder writes leaves
+   ~index in `failed`. */
+extern "C" __global__ void __launch_bounds__(256, RESIDENT_DECODERS)
     kashin_decode(const u8* codes, const u8* words, const i64* plan, i32 runs, const u16* holds, i32 levels, u64 key,
                   i64 rows, real* x, u64* failed) {
   DYNAMIC_SHARED(real, room);
@@ -414,9 +416,9 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT)
     const i64 start = (first + b) * PACK_BLOCK;
     const int n = (int)(rows - start < PACK_BLOCK ? rows - start : PACK_BLOCK), before = (int)(start - row);
     const u8* in = codes + (first + b) * packed_block_bytes(width);
-    const auto store = [&](int i, u32 code) { /* a small frame shares its block */
-                                              if (before + i >= 0 && before + i < count)
-                                                room[place(before + i)] = unit * T(grid_value)(code, levels);
+    /* a small frame shares its block */
+    const auto store = [&](int i, u32 code) {
+      if (before + i >= 0 && before + i < count) room[place(before + i)] = unit * T(grid_value)(code, levels);
     };
     if (width) {
       warp_unpack(in, n, width, [&](int, int i, u32 code) { store(i, code); });

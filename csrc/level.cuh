@@ -37,7 +37,8 @@ DEVICE u32 subtract_word_of(u64 e, u64 key) {
   return subtract_place(e) & 2 ? high : low;
 }
 
-/* Means of magnitudes along a lane's run and, in shared memory, down its columns. octave_of, then remember, step by step. */
+/* Means of magnitudes along a lane's run and, in shared memory, down its columns: at each step octave_of, then
+   remember. */
 struct Past {
   u32 mean, up, *above;
   int columns, column, row, row_gain;

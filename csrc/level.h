@@ -82,9 +82,7 @@ HD i32 level_uniform(f32 a, f32 dead, f32 rounding, int dithered) {
 }
 
 /* Low bits of a magnitude up to LEVEL_MOST, its bucket, and back. */
-HD u32 level_low_bits(u32 m) {
-  return m < LEVEL_EXACT ? 0 : (u32)exponent_of(m) - 3;
-}
+HD u32 level_low_bits(u32 m) { return m < LEVEL_EXACT ? 0 : (u32)exponent_of(m) - 3; }
 HD u32 level_bucket(u32 m, u32 bits) { return (m >> bits) + (bits ? 8 * bits + 8 : 0); }
 /* The symbol of m', with its low bits as an extra step. What is too large, from LEVEL_EXACT on if not `wide`, escapes. */
 HD u32 level_symbol(i32 m, int wide, u32* extra) {

@@ -1,8 +1,9 @@
 /* From a vector to symbols, a chunk of 131,072 coordinates at a time:
 
-   A. With contexts level_arrange puts a = x / step + u in the order of coding, and level_guess_octaves follows the lanes.
-   B. trellis_search has a block for a chunk (with 256 states, for 8 of its lanes). The recursion takes one step after the
-      other, so nothing but additions and comparisons is in it; other warps prepare the costs of the steps to come.
+   A. With contexts level_arrange puts a = x / step + u in the order of coding, and level_guess_octaves follows the
+      lanes.
+   B. trellis_search has a block for a chunk (with 256 states, for 8 of its lanes). The recursion takes one step after
+      the other, so nothing but additions and comparisons is in it; other warps prepare the costs of the steps to come.
    C. A cost lies in the upper half of a word. It wraps around there as 16 bits do on the CPU, and the lower half holds
       the last decisions on the way to it, the newest in the highest bit, 1 for the odd state before: of equal costs the
       one without is less, which is the CPU's choice. So one minimum compares, decides and remembers. Every window of
@@ -164,7 +165,7 @@ struct Team {
     return (int)(s >> (bits - r) << (local_bits - r) | (s & ((1u << (local_bits - r)) - 1)));
   }
 
-  /* Step k of a window, r steps after an exchange. turn: what a thread's costs are looked up at, beyond those of mate 0. */
+  /* Step k of a window, r steps after an exchange. turn: where a thread's costs stand, relative to those of mate 0. */
   DEVICE void step(u32 cost[local], const u32* metric, int k, int r, const int turn[3], u32* exchange) {
     const int mate = (int)threadIdx.x & (size - 1);
     const u32* at = metric + 4 * lanes * k;
@@ -317,7 +318,8 @@ DEVICE void search(const Source& s, const Chunk& c, const Costs& k, const u8* oc
   if (searches) team::back(sum, c.steps, history, WARP * team::size, path + lane);
 }
 
-/* history: uint4, [chunk][window][lane][mate]; path: [chunk][window][lane], chunks from `base` on. */
+/* history: uint4, [chunk][window][lane][mate]; path: [chunk][window][lane], chunks from `base` on. 640 threads stand for
+   96 registers: then four blocks of the 160 threads of 8 states fit on a processor. */
 extern "C" __global__ void __launch_bounds__(640)
     trellis_search(const real* x, const f32* a, const u8* octave, const f32* costs, u64* history, u32* path, i64 d,
                    i64 base, f64 scale, f64 inverse, u64 key, i32 states, i32 labels, i32 dithered, i32 context) {
@@ -344,7 +346,7 @@ extern "C" __global__ void __launch_bounds__(640)
 #undef CALL
 }
 
-/* a and phase in the order of coding, a piece of 128 steps of all lanes to a block; zeros where there is no coordinate. */
+/* a and phase in the order of coding, 128 steps of all lanes to a block; zeros where there is no coordinate. */
 extern "C" __global__ void __launch_bounds__(256)
     level_arrange(const real* x, f32* a, u8* phase, i64 d, i64 base, f64 scale, f64 inverse, u64 key, i32 states,
                   i32 dithered) {

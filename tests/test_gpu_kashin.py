@@ -76,6 +76,9 @@ def test_later_attempts(grid, dtype):
         for _ in range(3):
             attempts |= set(same(grid, rng.standard_normal(d).astype(dtype), limit=limit) & 31)
     assert max(attempts) > 4
+    for d in (1, 2, 3, 5):
+        x = np.ones(d, dtype)
+        assert encode(grid, x, limit=0.5)[0] == encode(cpu, x, limit=0.5)[0] == 0
 
 
 def test_attempts_of_the_largest_frames(grid):

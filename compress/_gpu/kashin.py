@@ -43,12 +43,13 @@ def _check_steps(steps):
         raise ValueError(f"steps must lie in [0, 4096], got {steps}")
 
 
-def _bytes(array, dtype) -> bytes:
-    """Of a vector of `dtype` that lives here or on the device."""
+def _bytes(array, kind) -> bytes:
+    """Of a vector that lives here or on the device."""
     if is_array(array):
-        return read(view(array, np.dtype(dtype).char.replace("L", "Q"))).tobytes()
+        return read(view(array, kind)).tobytes()
+    dtype = {"I": np.uint32, "Q": np.uint64}[kind]
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != dtype:
-        raise TypeError(f"expected a vector of {np.dtype(dtype)}, got {array!r}")
+        raise TypeError(f"expected a vector of one of {kind!r} (struct format), got {array!r}")
     return array.tobytes()
 
 
@@ -82,13 +83,14 @@ def _uploaded(module, device_id, layout: bytes, data: bytes, d: int) -> _Plan:
         words, above = words + rows // 32, rows
     frames, rows, coordinates, _ = before.tolist()
     uploaded = [module.asarray(np.array(v, t).reshape(-1)) for v, t in ((table, np.int64), (holds, np.uint16))]
+    module.cuda.get_current_stream().synchronize()  # later calls may use another stream
     return _Plan(*uploaded, len(holds), frames, rows, large, coordinates)
 
 
 def _run(x, a, words, rows, coordinates, data) -> _Plan:
     """That of equal frames, one for each of words."""
     view(x, "fd"), view(a, "fd"), view(words, "I")
-    masks = _bytes(data, np.uint32)
+    masks = _bytes(data, "I")
     _check_frame(rows, coordinates, np.frombuffer(masks, np.uint32))
     plan = _plan(np.array([words.size, rows, coordinates]).tobytes(), masks, words.size)
     if x.dtype != a.dtype:
@@ -135,7 +137,7 @@ def kashin_synthesis(a, x, words, rows, coordinates, data, key):
 
 def _check_layout(x, layout, data, payload, offset, levels) -> _Plan:
     """Whether the buffers hold what the runs of a layout name."""
-    layout, data = _bytes(layout, np.uint64), _bytes(data, np.uint32)
+    layout, data = _bytes(layout, "Q"), _bytes(data, "I")
     view(payload, "B")
     if not 2 <= levels <= 65536:
         raise ValueError(f"levels must lie in [2, 65536], got {levels}")

@@ -19,12 +19,6 @@ def level_encode_symbols(x, code, inverse, key, costs, dead, rounding, scale, sy
     view(x, "fd")
     costs = view(costs if is_array(costs) else to_device(costs), "f")
     view(symbol, "B"), view(counts, "I")
-    if model is not None:
-        view(model, "B")
-    if extra is not None:
-        view(extra, "H")
-    if moments is not None:
-        view(moments, "d")
     states, _, dithered, context, _ = code
     n, models = x.size, host.level_model_count(code)
     need(costs, 6 * (host.LEVEL_OCTAVES if context else 1), "costs")
@@ -33,9 +27,9 @@ def level_encode_symbols(x, code, inverse, key, costs, dead, rounding, scale, sy
     if model is not None or models > 1:
         need(view(model, "B"), n, "model")
     if extra is not None:
-        need(extra, n, "extra")
+        need(view(extra, "H"), n, "extra")
     if moments is not None:
-        need(moments, 7, "moments")
+        need(view(moments, "d"), 7, "moments")
     counts = counts[: 256 * models]
     counts.fill(0)
     chunks = -(-n // _CHUNK)
