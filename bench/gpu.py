@@ -1,9 +1,9 @@
-"""On a machine with a GPU: `python -m bench gpu_check` compares bytes with the CPU and measures every kernel, `python -m
-bench speed --backend gpu` only measures.
+"""On a machine with a GPU: `python -m bench gpu_check` compares bytes with the CPU and measures every kernel,
+`python -m bench speed --backend gpu` only measures.
 
 How it is measured. Times are those of the device (CUDA events around a batch of calls, the median of several batches);
 a copy from device memory to device memory runs before every batch, and the share is the bytes that a kernel must move
-at least over the bytes that this copy moved in the same time. Arrays are larger than the second-level cache from 2^24 on.
+at least over the bytes that this copy moved in the same time. Arrays exceed the second-level cache from 2^24 on.
 """
 
 import json
@@ -41,12 +41,17 @@ def events(module, function):
     return module.cuda.get_elapsed_time(start, end) / 1000 / CALLS
 
 
+def copying(module, x, target):
+    """Seconds that a copy of x takes."""
+    return events(module, lambda: target.data.copy_from_device_async(x.data, x.nbytes))
+
+
 def race(module, function, moved, x, target):
     """(seconds of a call, its share of the copy's bandwidth); `moved`: the bytes that it must read and write."""
     ratios, seconds = [], []
     function()
     for _ in range(BATCHES):
-        copied = events(module, lambda: target.data.copy_from_device_async(x.data, x.nbytes))
+        copied = copying(module, x, target)
         seconds.append(events(module, function))
         ratios.append(moved / seconds[-1] / (2 * x.nbytes / copied))
     return median(seconds), median(ratios)
@@ -118,9 +123,7 @@ def whole_calls(n):
 def kashin_iteration(module, x, target):
     """An iteration in a frame: the difference between many and few, over the rows of all frames."""
     few, many = (compress.Kashin(3, iterations=steps) for steps in (4, 12))
-    copied = median(
-        events(module, lambda: target.data.copy_from_device_async(x.data, x.nbytes)) for _ in range(BATCHES)
-    )
+    copied = median(copying(module, x, target) for _ in range(BATCHES))
     times = [median(events(module, lambda C=C: C.encode(x, KEY)) for _ in range(BATCHES)) for C in (few, many)]
     rows = 1.25 * x.size
     seconds = max((times[1] - times[0]) / 8, 1e-12)
@@ -135,65 +138,55 @@ def entropy(module, x):
     return median(events(module, lambda: C.decode(message, KEY, out)) for _ in range(BATCHES))
 
 
-def measure(module, sizes=SIZES):
-    """Rows of the table, each a dict."""
-    rows = []
+def row(kernel, n, seconds, share=None, bar=None, unit="share of copy"):
+    """A line of the table; the bar is on the share, or on the symbols a second."""
+    made = {"kernel": kernel, "size": n, "seconds": seconds, "GB/s": 4 * n / seconds / 1e9, "share": share}
+    if bar:
+        reached = share if unit == "share of copy" else n / seconds / 1e9
+        made |= {"bar": bar, "unit": unit, "met": reached >= bar}
+    return made
 
-    def add(kernel, n, seconds, share=None, bar=None, unit="share of copy"):
-        rows.append(
-            {"kernel": kernel, "size": n, "seconds": seconds, "GB/s": 4 * n / seconds / 1e9, "share": share}
-            | ({"bar": bar, "unit": unit, "met": (share if unit == "share of copy" else n / seconds / 1e9) >= bar} if bar else {})
-        )
 
-    for n in sizes:
-        x = kernels.like(module.empty(0, np.uint8), np.random.default_rng(0).standard_normal(n, dtype=np.float32))
-        target = kernels.empty(x, n, np.float32)
-        copied = median(
-            events(module, lambda: target.data.copy_from_device_async(x.data, x.nbytes)) for _ in range(BATCHES)
-        )
-        add("device-to-device copy", n, copied, 1.0)
-        for kernel, moved, function, bar in cases(x):
-            add(kernel, n, *race(module, function, moved, x, target), bar)
-        add("Kashin iteration", n, *kashin_iteration(module, x, target), 0.7)
-        for C, moved, bar in whole_calls(n):
-            out = kernels.empty(x, -(-C.bits(n) // 8), np.uint8)
-            seconds, share = race(module, lambda C=C, out=out: C.encode(x, KEY, out=out), moved or 0, x, target)
-            add(f"{name(C)}.encode", n, seconds, share if moved else None, bar)
-            message = C.encode(x, KEY, out=out)
-            seconds, _ = race(module, lambda C=C, m=message: C.decode(m, KEY, target), 0, x, target)
-            add(f"{name(C)}.decode", n, seconds)
-        add("rANS decode, 2 bit", n, entropy(module, x), None, 250, "GB/s of symbols")
-        rows += peers(module, x)
-    return rows
+def measure(module, n):
+    """The rows of one size."""
+    x = kernels.like(module.empty(0, np.uint8), np.random.default_rng(0).standard_normal(n, dtype=np.float32))
+    target = kernels.empty(x, n, np.float32)
+    copied = median(copying(module, x, target) for _ in range(BATCHES))
+    yield row("device-to-device copy", n, copied, 1.0)
+    for kernel, moved, function, bar in cases(x):
+        yield row(kernel, n, *race(module, function, moved, x, target), bar)
+    yield row("Kashin iteration", n, *kashin_iteration(module, x, target), 0.7)
+    for C, moved, bar in whole_calls(n):
+        out = kernels.empty(x, -(-C.bits(n) // 8), np.uint8)
+        seconds, share = race(module, lambda C=C, out=out: C.encode(x, KEY, out=out), moved or 0, x, target)
+        yield row(f"{name(C)}.encode", n, seconds, share if moved else None, bar)
+        message = C.encode(x, KEY, out=out)
+        seconds, _ = race(module, lambda C=C, m=message: C.decode(m, KEY, target), 0, x, target)
+        yield row(f"{name(C)}.decode", n, seconds)
+    yield row("rANS decode, 2 bit", n, entropy(module, x), None, 250, "GB/s of symbols")
+    yield from peers(module, x)
 
 
 def peers(module, x):
-    """What others take for the same, where they are installed."""
-    rows = []
+    """What others take for the same, where they are installed: of their code anything can be raised."""
 
-    def add(kernel, seconds):
-        rows.append({"kernel": kernel, "size": x.size, "seconds": seconds, "GB/s": x.nbytes / seconds / 1e9, "share": None})
+    def clock(function):
+        return median(events(module, function) for _ in range(BATCHES))
 
     try:
         import torch
 
-        tensor = torch.from_dlpack(x)
-        add("torch.topk, 1%", median(events(module, lambda: tensor.abs().topk(max(1, x.size // 100), sorted=False)) for _ in range(BATCHES)))
-    except (ImportError, TypeError, RuntimeError):
-        return rows
-    try:
+        tensor, k = torch.from_dlpack(x), max(1, x.size // 100)
+        yield row("torch.topk, 1%", x.size, clock(lambda: tensor.abs().topk(k, sorted=False)))
         from fast_hadamard_transform import hadamard_transform
 
         for block in (2**12, 2**15):
             if block <= x.size:
-                row = tensor.view(-1, block)
-                add(
-                    f"fast-hadamard-transform, rows of {block}",
-                    median(events(module, lambda row=row: hadamard_transform(row)) for _ in range(BATCHES)),
-                )
-    except ImportError:
-        pass
-    return rows
+                rows = tensor.view(-1, block)
+                seconds = clock(lambda rows=rows: hadamard_transform(rows))
+                yield row(f"fast-hadamard-transform, rows of {block}", x.size, seconds)
+    except Exception as error:
+        print(f"not measured beside us: {type(error).__name__}: {error}")
 
 
 # Bytes
@@ -319,7 +312,8 @@ def run(out, quick=False, check=True, speed=True, sanitizer=True):
             notes.append(f"DIFFERS: {C}, d = {n}, {dtype}, {family}: {what}")
         if sanitizer:
             notes.append(sanitize())
-    rows = measure(module, (2**16,) if quick else SIZES) if speed else []
+    sizes = ((2**16,) if quick else SIZES) if speed else ()
+    rows = [row for n in sizes for row in measure(module, n)]
     if rows:
         show(rows, f"{label}, float32; share of the bandwidth of a copy")
         bars = [row["met"] for row in rows if "met" in row]

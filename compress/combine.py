@@ -244,7 +244,9 @@ class ErrorFeedback:
     def init(self, d: int, dtype=np.float32, like=None) -> ErrorFeedbackState:
         """Nothing left out yet; `like`: a vector of the kind that will be encoded, NumPy's unless given."""
         error = np.zeros(d, dtype)
-        return ErrorFeedbackState(error if like is None else kernels.given(kernels.like(kernels.taken(like), error), like))
+        return ErrorFeedbackState(
+            error if like is None else kernels.given(kernels.like(kernels.taken(like), error), like)
+        )
 
     def encode(self, state: ErrorFeedbackState, x, key: Key) -> tuple[Message, ErrorFeedbackState]:
         """The message for x + state.error, and the state after it; `state` itself is not changed."""

@@ -263,7 +263,9 @@ def refuse_nonfinite(x: np.ndarray) -> None:
     """ValueError where x holds NaN or Inf; returns where it does not."""
     count, first = kernels.of(x).count_nonfinite(x)
     if count:
-        raise ValueError(f"x has {count} NaN or Inf among {x.size} elements, the first at index {first}: {float(x[first])}")
+        raise ValueError(
+            f"x has {count} NaN or Inf among {x.size} elements, the first at index {first}: {float(x[first])}"
+        )
 
 
 def wire_bytes(wire: str) -> int:

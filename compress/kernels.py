@@ -72,7 +72,7 @@ def taken(x, name: str = "x"):
 
 
 def given(array, x):
-    """array, a NumPy or CuPy one, as the kind of array that x is, without a copy; as it is where x's library takes none."""
+    """A NumPy or CuPy array as the kind of array that x is, without a copy; itself where x's library takes none."""
     if isinstance(x, np.ndarray) or _device.is_array(x):
         return array
     library = sys.modules.get(type(x).__module__.partition(".")[0])
@@ -159,7 +159,9 @@ def vector(x, name: str = "x"):
         raise ValueError(f"{name} must be a vector, got shape {x.shape}; pass {name}.ravel()")
     if not x.flags.c_contiguous:
         library = "np" if isinstance(x, np.ndarray) else "cupy"
-        raise ValueError(f"{name} must be contiguous, got strides {x.strides}; pass {library}.ascontiguousarray({name})")
+        raise ValueError(
+            f"{name} must be contiguous, got strides {x.strides}; pass {library}.ascontiguousarray({name})"
+        )
     x = x if _device.is_array(x) else np.asarray(x)
     return values_of(x.view(np.uint8), x.dtype) if _address(x) % x.itemsize else x
 
@@ -185,12 +187,17 @@ def output(out, size: int, dtype, payload=None):
 
 
 def buffer(nbytes: int, out=None, x=None):
-    """nbytes of payload on the backend of x (NumPy's): a view of `out` (uint8) where given, so that a loop reuses its memory."""
+    """nbytes of payload on the backend of x (NumPy's): a view of `out` (uint8) where given, to use it again."""
     if out is None:
         return empty(x, nbytes, np.uint8)
     if x is not None:
         together(x, out, ("x", "out"))
-    if not (isinstance(out, np.ndarray) or _device.is_array(out)) or out.dtype != np.uint8 or out.ndim != 1 or not out.flags.c_contiguous:
+    if (
+        not (isinstance(out, np.ndarray) or _device.is_array(out))
+        or out.dtype != np.uint8
+        or out.ndim != 1
+        or not out.flags.c_contiguous
+    ):
         raise TypeError("out must be a contiguous uint8 vector")
     _writeable(out)
     if out.size < nbytes:

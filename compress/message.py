@@ -70,7 +70,7 @@ def _check_known(compressor: Compressor) -> None:
 def loads(blob: bytes, out=None, backend: str | None = None):
     """The vector in a frame, decoded where `out` lives, or on `backend` ("cpu" unless given).
 
-    ValueError that says what is wrong with a damaged frame; RuntimeError with the reason for a backend that is not there.
+    ValueError that says what is wrong with a damaged frame; RuntimeError with the reason for a backend not there.
     """
     compressor, message, key = read(blob)
     where = kernels.asarray(np.empty(0), backend or "cpu") if out is None else kernels.taken(out, "out")

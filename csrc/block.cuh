@@ -13,8 +13,8 @@ enum { WARP = 32 };
 
 /* Dynamic shared memory, aligned for 16-byte accesses. */
 #ifndef DYNAMIC_SHARED
-#define DYNAMIC_SHARED(type, name)                         \
-  extern __shared__ __align__(16) unsigned char dynamic[]; \
+#define DYNAMIC_SHARED(type, name)                                                                                     \
+  extern __shared__ __align__(16) unsigned char dynamic[];                                                             \
   type* name = reinterpret_cast<type*>(dynamic)
 #endif
 

@@ -78,8 +78,9 @@ DEVICE f64 warp_rescued_norm(const number* x, i64 n, int norm, f64 sum) {
 template <typename number>
 DEVICE f64 finish_norm(const number* x, i64 n, int norm, f64 sum) {
   const int small = sum > 1e-280 && sum < 1e300, whole = sum < f64_bits(INFINITE_F64);
-  const int lost = n && (norm == NORM_L2 ? !small && (sizeof(number) == 8 || !whole)
-                         : norm == NORM_MEAN_ABS ? !whole : 0);
+  const int lost = n && (norm == NORM_L2         ? !small && (sizeof(number) == 8 || !whole)
+                         : norm == NORM_MEAN_ABS ? !whole
+                                                 : 0);
   f64 result = norm == NORM_L2 ? sqrt(sum) : norm == NORM_MEAN_ABS && n ? sum / (f64)n : sum;
   for (u32 left = __ballot_sync(ALL_LANES, lost); left; left &= left - 1) {
     const int lane = __ffs((int)left) - 1;

@@ -69,12 +69,19 @@ HD philox_out random_at(u64 index, u32 stream, u64 key) {
   return philox((u32)index, (u32)(index >> 32), stream, 0, (u32)key, (u32)(key >> 32));
 }
 
+/* One of its words, chosen without an address: a GPU has no indexed registers. */
+HD u32 word_at(u64 index, u32 stream, u64 key, int i) {
+  const philox_out r = random_at(index, stream, key);
+  const u32 even = i & 2 ? r.w[2] : r.w[0], odd = i & 2 ? r.w[3] : r.w[1];
+  return i & 1 ? odd : even;
+}
+
 HD u64 dither_call(u64 e) { return (e >> 8) * 32 + (e & 31); }
 HD int dither_word(u64 e) { return (int)(e >> 6) & 3; }
 HD int dither_half(u64 e) { return (int)(e >> 5) & 1; }
 
 HD u32 stream16(u64 e, u32 stream, u64 key) {
-  return random_at(dither_call(e), stream, key).w[dither_word(e)] >> (16 * dither_half(e)) & 0xffffu;
+  return word_at(dither_call(e), stream, key, dither_word(e)) >> (16 * dither_half(e)) & 0xffffu;
 }
 
 /* Where the 16 bits of the coordinates of one PLACES_GROUP come from. */
@@ -148,17 +155,15 @@ HD u32 dither16(u64 e, dither_bits d) {
   u32 own = stream16(e, STREAM_DITHER, d.key);
   return d.workers ? correlated16(stream16(e, STREAM_SHARED, d.shared), own, d) : own;
 }
-HD u32 tie32(u64 e, u64 key) { return random_at(e >> 2, STREAM_TIE, key).w[e & 3]; }
+HD u32 tie32(u64 e, u64 key) { return word_at(e >> 2, STREAM_TIE, key, (int)(e & 3)); }
 
 /* Random sign of coordinate e of a rotation or frame: one bit, 1 means minus. */
-HD u32 sign_word(u64 e, u64 key) { return random_at(e >> 7, STREAM_SIGNS, key).w[(e >> 5) & 3]; }
+HD u32 sign_word(u64 e, u64 key) { return word_at(e >> 7, STREAM_SIGNS, key, (int)(e >> 5) & 3); }
 HD u32 sign_bit(u64 e, u64 key) { return sign_word(e, key) >> (e & 31) & 1; }
 
 /* The word behind the subtractive dither of coordinate e: 128 coordinates to 32 calls. */
 HD u64 subtract_call(u64 e) { return (e >> 7) * 32 + (e & 31); }
 HD int subtract_place(u64 e) { return (int)(e >> 5) & 3; }
-HD u32 subtract_word(u64 e, u64 key) {
-  return random_at(subtract_call(e), STREAM_SUBTRACT, key).w[subtract_place(e)];
-}
+HD u32 subtract_word(u64 e, u64 key) { return word_at(subtract_call(e), STREAM_SUBTRACT, key, subtract_place(e)); }
 
 #endif

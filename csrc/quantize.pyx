@@ -197,8 +197,8 @@ def write_scales(x, i64 block, int which, int wire, payload, i64 offset) -> int:
     """A norm of each block of x, rounded up to float32 (wire=4) or as float64 (8), into payload (u8) at offset.
 
     0, or 1 where x holds NaN or Inf or a norm leaves float64's range, or 2 where one leaves float32's: what
-    float32 x can be decoded to, or the wire can carry without losing all precision (a float64 x below 2^-126). Of several
-    such blocks the first one says; their scales are written as 0.
+    float32 x can be decoded to, or the wire can carry without losing all precision (a float64 x below 2^-126). Of
+    several such blocks the first one says; their scales are written as 0.
     """
     cdef View v = view(x, b"fd"), o = view(payload, b"B", True)
     cdef u8* scales = o.u8s() + offset

@@ -344,10 +344,12 @@ DEVICE void add_or_store(const real* value, i64 n, result* out, result weight, i
   for (int r = 0; r < ADD_ROWS; ++r)
     if (start + r * ADD_THREADS < n) out[start + r * ADD_THREADS] = add ? o[r] + weight * v[r] : v[r];
 }
-extern "C" __global__ void __launch_bounds__(256) add_or_store_f32(const real* value, i64 n, f32* out, f64 weight, i32 add) {
+extern "C" __global__ void __launch_bounds__(256)
+    add_or_store_f32(const real* value, i64 n, f32* out, f64 weight, i32 add) {
   add_or_store(value, n, out, (f32)weight, add);
 }
-extern "C" __global__ void __launch_bounds__(256) add_or_store_f64(const real* value, i64 n, f64* out, f64 weight, i32 add) {
+extern "C" __global__ void __launch_bounds__(256)
+    add_or_store_f64(const real* value, i64 n, f64* out, f64 weight, i32 add) {
   add_or_store(value, n, out, weight, add);
 }
 

@@ -81,7 +81,9 @@ def test_instruction_sets_have_one_surface():
     assert len({frozenset(s) for s in surfaces.values()}) == 1
 
 
-@pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules([str(PACKAGE)]) if m.name not in ("_cpu", "_gpu")])
+@pytest.mark.parametrize(
+    "name", [m.name for m in pkgutil.iter_modules([str(PACKAGE)]) if m.name not in ("_cpu", "_gpu")]
+)
 def test_docstring_examples(name):
     result = doctest.testmod(importlib.import_module(f"compress.{name}"), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0

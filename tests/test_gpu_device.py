@@ -111,7 +111,7 @@ def test_cpu_and_gpu_have_one_surface():
     from compress._cpu import kernels as cpu
 
     names = {n for n in dir(cpu) if not n.startswith("_") and (n.isupper() or inspect.isroutine(getattr(cpu, n)))}
-    names -= {"instruction_sets", "comb", "lru_cache", "kashin_rows"}  # of this processor; Cython's own imports; a plan
+    names -= {"instruction_sets", "comb", "lru_cache"}  # of this processor; Python's
     for name in names:
         ours, theirs = getattr(_gpu, name), getattr(cpu, name)
         if callable(theirs) and ours is not theirs:
@@ -159,7 +159,7 @@ def test_a_kernel_that_does_not_compile_says_which_and_why(grid, tmp_path, monke
     monkeypatch.setenv("COMPRESS_CACHE_DIR", str(tmp_path))
     texts = device.sources()
     monkeypatch.setattr(device, "sources", lambda: texts | {"philox.cu": 'extern "C" __global__ void f(u32* x) { y; }'})
-    with pytest.raises(device.KernelError, match=r"csrc/philox.cu does not compile for sm_90: (.|\n)*y"):
+    with pytest.raises(device.KernelError, match=r"csrc/philox.cu does not compile for sm_90: (.|\n)*u32"):
         device.compile("philox", "f32", "90")
 
 
@@ -211,9 +211,9 @@ def test_mixed_backends_are_named(grid):
         C.decode(message, KEY, np.empty(2000, np.float32))
     with pytest.raises(TypeError, match="mixed backends: payload is a NumPy array, out a CuPy one"):
         C.decode_add(C.encode(x, KEY), KEY, there)
-    with pytest.raises(TypeError, match="mixed arguments: a numpy.ndarray among CuPy arrays"):
+    with pytest.raises(TypeError, match=r"mixed arguments: a numpy\.ndarray among CuPy arrays"):
         kernels.of(there).topk(there, np.empty(3, np.uint32))
-    with pytest.raises(TypeError, match="mixed backends: x is a CuPy array, state.error a NumPy one"):
+    with pytest.raises(TypeError, match=r"mixed backends: x is a CuPy array, state\.error a NumPy one"):
         feedback = compress.ErrorFeedback(compress.TopK(3))
         feedback.encode(feedback.init(2000), there, KEY)
 

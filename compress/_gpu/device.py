@@ -72,7 +72,7 @@ def is_array(x) -> bool:
 
 
 def status() -> str:
-    """"available: ..." with the device's name, or "unavailable: ..." with the reason."""
+    """ "available: ..." with the device's name, or "unavailable: ..." with the reason."""
     if _cupy is not None:
         return f"available: {_name(_cupy)}"
     return _status()
@@ -224,7 +224,8 @@ def compile(topic: str, real: str, arch: str) -> Path:
     if path.exists():
         return path
     source = texts.pop(f"{topic}.cu")
-    program = nvrtc.createProgram(source, f"{topic}.cu", tuple(texts.values()), tuple(texts))
+    headers, names = ([t.encode() for t in part] for part in (texts.values(), texts))  # CuPy encodes the source alone
+    program = nvrtc.createProgram(source, f"{topic}.cu", headers, names)
     try:
         nvrtc.compileProgram(program, options)
         code = nvrtc.getCUBIN(program)

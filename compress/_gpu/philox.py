@@ -4,6 +4,7 @@ from .device import launch, view
 
 _MOST_WORKERS = 1024
 
+
 def philox_words(key, start, stream, out):
     view(out, "I")
     calls = out.size // 4
@@ -12,9 +13,7 @@ def philox_words(key, start, stream, out):
 
 def check_workers(worker, workers):
     if not 0 <= worker < workers <= _MOST_WORKERS:
-        raise ValueError(
-            f"workers must lie in [1, {_MOST_WORKERS}] and worker below it, got {worker} of {workers}"
-        )
+        raise ValueError(f"workers must lie in [1, {_MOST_WORKERS}] and worker below it, got {worker} of {workers}")
 
 
 def correlated_dither(key, shared, worker, workers, start, out):

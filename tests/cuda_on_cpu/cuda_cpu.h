@@ -406,11 +406,11 @@ T __ldg(const T* p) {
 using std::max;
 using std::min;
 
-#define CC_EXPORT(k)                                                                              \
-  extern "C" int cc_launch_##k(unsigned grid, unsigned block, unsigned shared, void** argument) { \
-    return cc::launch(&cc::Invoke<&k>::go, argument, grid, block, shared);                        \
+#define CC_EXPORT(k)                                                                                                   \
+  extern "C" int cc_launch_##k(unsigned grid, unsigned block, unsigned shared, void** argument) {                      \
+    return cc::launch(&cc::Invoke<&k>::go, argument, grid, block, shared);                                             \
   }
 extern "C" inline const char* cc_message_of() { return cc::message; }
-#define CC_EXPORT_COMMON                                          \
-  extern "C" const char* cc_message() { return cc::message; }     \
+#define CC_EXPORT_COMMON                                                                                               \
+  extern "C" const char* cc_message() { return cc::message; }                                                          \
   extern "C" void cc_order(int order) { cc::order = order; }

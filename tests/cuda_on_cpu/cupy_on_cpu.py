@@ -139,8 +139,10 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         given = [_flushed(_unwrap(v)) for v in inputs]
         result = getattr(ufunc, method)(*given, **named)
         if out is None:
-            return tuple(ndarray(np.asarray(_flushed(r))) for r in result) if isinstance(result, tuple) else ndarray(
-                np.asarray(_flushed(result))
+            return (
+                tuple(ndarray(np.asarray(_flushed(r))) for r in result)
+                if isinstance(result, tuple)
+                else ndarray(np.asarray(_flushed(result)))
             )
         (target,) = out
         target._host[...] = _flushed(result)
@@ -248,7 +250,11 @@ nvrtc = SimpleNamespace(
     NVRTCError=NVRTCError,
     getVersion=functools.cache(_version),
     createProgram=lambda source, name, headers, names: SimpleNamespace(
-        source=source, name=name, headers=dict(zip(names, headers, strict=True)), log="", code=b""
+        source=source,
+        name=name,
+        headers={n.decode(): h.decode() for n, h in zip(names, headers, strict=True)},
+        log="",
+        code=b"",
     ),
     compileProgram=_compile,
     getCUBIN=lambda program: program.code,
