@@ -108,7 +108,7 @@ class ChunkTopK(Contractive):
             _gather_into(section, x, indices, np.dtype(self.wire))
         else:
             values = kernels.empty(x, indices.size, x.dtype)
-            kernel.gather(x, indices, values)
+            kernel.gather(x, indices, values, True)
             kernel.chunk_values_encode(values, self.k, self.value_bits, section)
         for records, part, start, n, k in self._parts(payload, indices, d):
             kernel.subset_encode(part, start, n, k, records)
@@ -138,7 +138,7 @@ class ChunkTopK(Contractive):
             kernel.chunk_values_decode(section, self.k, self.value_bits, values)
         if not add:
             out.fill(0)
-        kernel.scatter_add(values, indices, out, weight)
+        kernel.scatter_add(values, indices, out, weight, True)
 
     @classmethod
     def examples(cls):

@@ -123,7 +123,7 @@ class Induced(Unbiased):
         if self.biased.fixed_length:
             length = -(-self.biased.bits(message.size, message.dtype) // 8)
         else:
-            length = int.from_bytes(payload[:start].tobytes(), "little")
+            length = int.from_bytes(kernels.host(payload[:start]).tobytes(), "little")
         split = start + length
         if split > payload.size:
             raise ValueError(f"Induced: first part of {length} bytes in a payload of {payload.size}")

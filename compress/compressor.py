@@ -60,7 +60,7 @@ class Message(NamedTuple):
     def __eq__(self, other):
         if not isinstance(other, Message) or self[1:] != other[1:]:
             return False
-        return np.array_equal(*(kernels.host(kernels.taken(m.payload)) for m in (self, other)))
+        return np.array_equal(*(kernels.host(kernels.taken(m.payload, "payload")) for m in (self, other)))
 
     def __ne__(self, other):
         return not self == other
@@ -103,9 +103,9 @@ class Compressor(ABC):
     def encode(self, x, key: Key, out: np.ndarray | None = None) -> Message:
         """The message that carries x.
 
-        x: vector of d float32 or float64 (float16 and bfloat16 are widened): NumPy's, CuPy's, or anything with DLPack,
-        a torch tensor for one; the work is done where it lives, and the payload is of its kind. key: a Key, the same on
-        both sides. out: uint8 buffer for the payload, at least ceil(bits(d) / 8) bytes.
+        x: vector of d float32 or float64 (float16, and bfloat16 of ml_dtypes, are widened): NumPy's, CuPy's, or
+        anything with DLPack, a torch tensor for one; the work is done where it lives, and the payload is of its kind.
+        key: a Key, the same on both sides. out: uint8 buffer for the payload, at least ceil(bits(d) / 8) bytes.
 
         Raises TypeError for another element type; ValueError for another shape or layout, for NaN or Inf
         (with their count and the first index), and where a parameter does not suit d.
@@ -136,7 +136,8 @@ class Compressor(ABC):
         result = kernels.output(out, message.size, message.dtype, message.payload)
         if message.size:
             self._decode(message, key, result, 1.0, False)
-        return kernels.given(result, given) if out is None else out
+        shown = kernels.given(result, given)  # also where it is out's memory: its library then waits for the result
+        return shown if out is None else out
 
     def decode_add(self, message: Message, key: Key, out: np.ndarray, weight: float = 1.0) -> np.ndarray:
         """out += weight * decode(message, key), without the vector in between where the family allows it."""
@@ -149,6 +150,7 @@ class Compressor(ABC):
             raise ValueError(f"weight must be finite, got {weight}")
         if message.size:
             self._decode(message, key, result, weight, True)
+        kernels.given(result, out)
         return out
 
     def __call__(self, x, key: Key) -> np.ndarray:
@@ -245,8 +247,13 @@ class Identity(Unbiased):
 
 def add_or_store(values, out, weight: float, add: bool) -> None:
     """out = values, or out += weight * values in out's dtype."""
-    if values.dtype not in (np.float32, np.float64):
-        values = values.astype(out.dtype)
+    if isinstance(out, np.ndarray) and not (
+        type(values) is np.ndarray
+        and values.dtype in (np.float32, np.float64)
+        and values.flags.c_contiguous
+        and values.shape == out.shape
+    ):
+        values = np.array(np.broadcast_to(values, out.shape), out.dtype)
     kernels.of(out).add_or_store(values, out, weight, add)
 
 

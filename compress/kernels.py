@@ -26,9 +26,9 @@ _DLPACK_CPU, _DLPACK_CUDA = (1, 3), (2, 13)  # pinned host memory counts as the 
 def of(array):
     """The module of kernels for the backend that `array` lives on."""
     if type(array) is not np.ndarray and _device.is_array(array):
-        from . import _gpu
+        from ._gpu import kernels
 
-        return _gpu
+        return kernels
     return _cpu
 
 
@@ -46,12 +46,16 @@ def asarray(x, backend: str = "cpu"):
 
     Raises ValueError where the backend is not known, RuntimeError with the reason where it cannot be used.
     """
-    if backend not in (known := backends()):
-        raise ValueError(f"backend={backend!r}: known are {', '.join(sorted(known))}")
-    if not known[backend].startswith("available"):
-        raise RuntimeError(f"backend {backend!r} is {known[backend]}")
-    x = vector(np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x)
-    return host(x) if backend == "cpu" else like(_device.empty(0, np.uint8), x)
+    if backend not in ("cpu", "gpu"):
+        raise ValueError(f"backend={backend!r}: known are cpu, gpu")
+    if backend == "gpu" and not (status := _device.status()).startswith("available"):
+        raise RuntimeError(f"backend {backend!r} is {status}")
+    if isinstance(x, np.ndarray):
+        x = np.ascontiguousarray(x)
+    elif _device.is_array(x) and x.ndim == 1 and not x.flags.c_contiguous:
+        x = x.copy()
+    x = vector(x)
+    return host(x) if backend == "cpu" else on_device(x)
 
 
 # Kinds of arrays
@@ -64,26 +68,37 @@ def taken(x, name: str = "x"):
     if not hasattr(x, "__dlpack__"):
         raise TypeError(f"{name} must be an array, got {type(x).__name__}")
     where = x.__dlpack_device__()[0]
-    if where in _DLPACK_CPU:
-        return np.from_dlpack(x)
-    if where in _DLPACK_CUDA:
-        return _device.cupy().from_dlpack(x)
+    try:
+        if where in _DLPACK_CPU:
+            return np.from_dlpack(x)
+        if where in _DLPACK_CUDA:
+            return _device.cupy().from_dlpack(x)
+    except (RuntimeError, BufferError, ValueError) as error:  # bfloat16 of torch, or what requires a gradient
+        raise TypeError(f"{name} of type {type(x).__name__} does not give its memory: {error}") from None
     raise TypeError(f"{name} lives on a device of DLPack type {int(where)}: neither the host's memory nor CUDA's")
 
 
 def given(array, x):
-    """A NumPy or CuPy array as the kind of array that x is, without a copy; itself where x's library takes none."""
+    """A NumPy or CuPy array as the kind of array that x is, without a copy; itself where x's library takes none.
+
+    Exporting from CuPy also makes the other library's current stream wait for what CuPy's is doing.
+    """
     if isinstance(x, np.ndarray) or _device.is_array(x):
         return array
-    library = sys.modules.get(type(x).__module__.partition(".")[0])
     if hasattr(x, "__array_namespace__"):
-        library = x.__array_namespace__()
-    return library.from_dlpack(array) if hasattr(library, "from_dlpack") else array
+        return x.__array_namespace__().from_dlpack(array)
+    for cls in type(x).__mro__:
+        library = sys.modules.get(cls.__module__.partition(".")[0])
+        if hasattr(library, "from_dlpack"):
+            return library.from_dlpack(array)
+    return array
 
 
 def empty(x, n: int, dtype):
-    """n elements without values on the backend of x."""
-    return _device.empty(n, dtype) if _device.is_array(x) else np.empty(n, dtype)
+    """n elements without values on the backend of x, or NumPy's where that is None."""
+    if type(x) is np.ndarray or x is None:
+        return np.empty(n, dtype)
+    return _device.empty(n, dtype) if _device.is_array(taken(x)) else np.empty(n, dtype)
 
 
 def host(array) -> np.ndarray:
@@ -93,9 +108,12 @@ def host(array) -> np.ndarray:
 
 def like(x, array):
     """A host or device array on the backend of x."""
-    if _device.is_array(x):
-        return array if _device.is_array(array) else _device.to_device(array)
-    return host(array)
+    return on_device(array) if _device.is_array(x) else host(array)
+
+
+def on_device(array):
+    """The array in the current GPU's memory."""
+    return array if _device.is_array(array) else _device.to_device(array)
 
 
 def store(section, data) -> None:
@@ -107,9 +125,10 @@ def store(section, data) -> None:
 
 def values_of(payload, dtype):
     """The bytes of a payload as numbers: a view, or a copy where they start at an odd address."""
-    if _address(payload) % np.dtype(dtype).itemsize:
-        payload = payload.copy()
-    return payload.view(dtype)
+    values = payload.view(dtype)
+    if isinstance(values, np.ndarray):
+        return values if values.flags.aligned else payload.copy().view(dtype)
+    return values if values.data.ptr % values.itemsize == 0 else payload.copy().view(dtype)
 
 
 def negate(x) -> None:
@@ -118,21 +137,23 @@ def negate(x) -> None:
     bits ^= bits.dtype.type(1 << (8 * x.itemsize - 1))
 
 
-def _address(array) -> int:
-    return array.data.ptr if _device.is_array(array) else array.ctypes.data
-
-
 def overlap(x, y) -> bool:
-    """Whether two contiguous arrays may share memory."""
-    first, second = _address(x), _address(y)
-    return first < second + y.nbytes and second < first + x.nbytes
+    """Whether two contiguous arrays of one backend may share memory."""
+    if isinstance(x, np.ndarray):
+        return np.may_share_memory(x, y)
+    return x.data.ptr < y.data.ptr + y.nbytes and y.data.ptr < x.data.ptr + x.nbytes
 
 
 def together(x, y, names: tuple[str, str]) -> None:
-    """TypeError unless x and y live on one backend."""
-    if _device.is_array(x) != _device.is_array(y):
-        kinds = ["CuPy" if _device.is_array(a) else "NumPy" for a in (x, y)]
+    """TypeError unless x and y live on one backend, ValueError where that is two GPUs."""
+    if type(x) is np.ndarray and type(y) is np.ndarray:
+        return
+    on_gpu = [_device.is_array(a) for a in (x, y)]
+    if on_gpu[0] != on_gpu[1]:
+        kinds = ["CuPy" if gpu else "NumPy" for gpu in on_gpu]
         raise TypeError(f"mixed backends: {names[0]} is a {kinds[0]} array, {names[1]} a {kinds[1]} one")
+    if on_gpu[0] and x.device.id != y.device.id:
+        raise ValueError(f"{names[0]} lives on GPU {x.device.id}, {names[1]} on GPU {y.device.id}: they must share one")
 
 
 # Checks at the boundary
@@ -162,8 +183,9 @@ def vector(x, name: str = "x"):
         raise ValueError(
             f"{name} must be contiguous, got strides {x.strides}; pass {library}.ascontiguousarray({name})"
         )
-    x = x if _device.is_array(x) else np.asarray(x)
-    return values_of(x.view(np.uint8), x.dtype) if _address(x) % x.itemsize else x
+    if _device.is_array(x):
+        return x if x.data.ptr % x.itemsize == 0 else values_of(x.view(np.uint8), x.dtype)
+    return np.require(np.asarray(x), requirements="A")
 
 
 def output(out, size: int, dtype, payload=None):

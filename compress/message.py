@@ -70,11 +70,18 @@ def _check_known(compressor: Compressor) -> None:
 def loads(blob: bytes, out=None, backend: str | None = None):
     """The vector in a frame, decoded where `out` lives, or on `backend` ("cpu" unless given).
 
-    ValueError that says what is wrong with a damaged frame; RuntimeError with the reason for a backend not there.
+    ValueError that says what is wrong with a damaged frame; RuntimeError with the reason for a backend not there;
+    TypeError for both out and backend.
     """
     compressor, message, key = read(blob)
-    where = kernels.asarray(np.empty(0), backend or "cpu") if out is None else kernels.taken(out, "out")
-    return compressor.decode(message._replace(payload=kernels.like(where, message.payload)), key, out)
+    if out is not None and backend is not None:
+        raise TypeError("give out or backend, not both")
+    if out is not None:
+        message = message._replace(payload=kernels.like(kernels.taken(out, "out"), message.payload))
+    elif backend is not None:
+        where = kernels.asarray(np.empty(0), backend)
+        message = message._replace(payload=kernels.like(where, message.payload))
+    return compressor.decode(message, key, out)
 
 
 def read(blob: bytes) -> Frame:

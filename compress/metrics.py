@@ -124,7 +124,7 @@ def measure(compressor: Compressor, x, trials: int = 10, key: Key | None = None)
 def _vectors(x) -> list[np.ndarray]:
     """One vector, or as many as x has rows, checked."""
     rows = [x]
-    if isinstance(x, (list, tuple)) or (isinstance(x, np.ndarray) and x.ndim == 2):
+    if isinstance(x, (list, tuple)) or getattr(x, "ndim", 1) == 2:
         rows = list(x)
         if not rows:
             raise ValueError("x holds no vectors")

@@ -36,7 +36,8 @@ class Sparsifier(Unbiased):
 
     @abstractmethod
     def indices(self, d: int, key: Key, like=None) -> np.ndarray:
-        """The coordinates that travel, uint32, in the order of the payload; on the backend of `like` (NumPy's)."""
+        """The coordinates that travel, uint32, in the order of the payload: a CuPy array where `like` lives on a GPU,
+        else NumPy's."""
 
     @abstractmethod
     def counts(self, d: int) -> tuple[int, ...] | None:
@@ -68,13 +69,13 @@ class Sparsifier(Unbiased):
         self._check(x, x.dtype)
         indices = self.indices(x.size, key, x)
         values = kernels.empty(x, indices.size, x.dtype)
-        kernels.of(x).gather(x, indices, values)
+        kernels.of(x).gather(x, indices, values, True)
         return values
 
     def scatter_add(self, values: np.ndarray, key: Key, out: np.ndarray, weight: float) -> None:
         """out[i] += weight * scale * value, for each index and its value."""
         d = out.size
-        kernels.of(out).scatter_add(values, self.indices(d, key, out), out, weight * self.scale(d))
+        kernels.of(out).scatter_add(values, self.indices(d, key, out), out, weight * self.scale(d), True)
 
     def _check(self, x, wire) -> None:
         largest, scale = _check_range(x, wire), self.scale(x.size)
@@ -101,7 +102,7 @@ class Sparsifier(Unbiased):
         if not add:
             out.fill(0)
         values = _values(message.payload, np.dtype(self.wire))
-        kernels.of(out).scatter_add(values, indices, out, weight * self.scale(d))
+        kernels.of(out).scatter_add(values, indices, out, weight * self.scale(d), True)
 
 
 def _checked_k(k) -> int | float:
@@ -136,7 +137,7 @@ def _check_range(x: np.ndarray, wire: np.dtype) -> float:
 def _gather_into(payload: np.ndarray, x: np.ndarray, indices: np.ndarray, dtype: np.dtype) -> None:
     """payload = x[indices] as dtype; a payload that starts at an odd address takes a copy."""
     values = kernels.values_of(payload, dtype)
-    kernels.of(x).gather(x, indices, values)
+    kernels.of(x).gather(x, indices, values, True)
     if not kernels.overlap(values, payload):
         payload[...] = values.view(np.uint8)
 
@@ -364,7 +365,7 @@ class TopK(Contractive):
             raise ValueError(f"TopK: payload has {payload.size} bytes, its codes end at {split + -(-bits // 8)}")
         if not add:
             out.fill(0)
-        kernel.scatter_add(_values(payload[:split], wire), indices, out, weight)
+        kernel.scatter_add(_values(payload[:split], wire), indices, out, weight, True)
 
     @classmethod
     def examples(cls):

@@ -418,7 +418,7 @@ def _sample(x, size, row):
     first = (np.arange(rows) * ((x.size - row) / (rows - 1))).astype(np.int64)
     places = (first[:, None] + np.arange(row)).ravel().astype(np.uint32)
     sample = kernels.empty(x, places.size, x.dtype)
-    kernels.of(x).gather(x, kernels.like(x, places), sample)
+    kernels.of(x).gather(x, kernels.like(x, places), sample, True)
     return sample
 
 

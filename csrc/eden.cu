@@ -238,14 +238,17 @@ DEVICE void block_stages(const real (&v)[ROWS], real* room, Sink sink) {
    the last barrier. */
 template <typename Term, typename Finish>
 DEVICE void sum_of_rows(f64* lanes, Term term, Finish finish) {
-  const int warp = warp_of();
-  for (int turn = 0; turn < warp; ++turn) __syncthreads();
-  f64 sum = warp ? lanes[lane_of()] : 0;
 #pragma unroll
-  for (int j = 0; j < ROWS; ++j) sum += term(j);
-  lanes[lane_of()] = sum;
-  if (warp == WARPS - 1) finish(warp_fold(sum));
-  for (int turn = warp; turn < WARPS; ++turn) __syncthreads();
+  for (int turn = 0; turn < WARPS; ++turn) {
+    if (warp_of() == turn) {
+      f64 sum = turn ? lanes[lane_of()] : 0;
+#pragma unroll
+      for (int j = 0; j < ROWS; ++j) sum += term(j);
+      if (turn < WARPS - 1) lanes[lane_of()] = sum;
+      else finish(warp_fold(sum));
+    }
+    __syncthreads();
+  }
 }
 
 struct encode_room {

@@ -55,12 +55,12 @@ def fetched(seen: list) -> None:
 
 
 class Kernels:
-    """compress._gpu with NumPy arrays in and out."""
+    """compress._gpu.kernels with NumPy arrays in and out."""
 
     def __init__(self, name):
         use(name)
         self.name = name
-        self._module = importlib.import_module("compress._gpu")
+        self._module = importlib.import_module("compress._gpu.kernels")
 
     def __getattr__(self, name):
         function = getattr(self._module, name)

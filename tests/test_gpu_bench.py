@@ -31,7 +31,7 @@ def test_every_message_is_the_cpus(grid):
 
 
 def test_a_wrong_byte_is_found(grid, monkeypatch):
-    from compress import _gpu
+    from compress._gpu import kernels as _gpu
 
     right = _gpu.quantize_pack
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import struct
 import subprocess
 import sys
 import types
@@ -29,9 +30,11 @@ def grid():
 def unasked(monkeypatch):
     """device.status() as if for the first time."""
     monkeypatch.setattr(device, "_cupy", None)
-    device._status.cache_clear()
+    for cached in (device._status, device._imported):
+        cached.cache_clear()
     yield monkeypatch
-    device._status.cache_clear()
+    for cached in (device._status, device._imported):
+        cached.cache_clear()
 
 
 # Is there one?
@@ -88,7 +91,29 @@ def test_without_nvrtc(driver):
     broken.cuda = types.ModuleType("cupy.cuda")
     driver.setitem(sys.modules, "cupy", broken)
     driver.setitem(sys.modules, "cupy.cuda", broken.cuda)
-    assert "unavailable: cannot import name 'nvrtc'" in compress.backends()["gpu"]
+    for _ in range(2):
+        assert "unavailable: cannot import name 'nvrtc'" in compress.backends()["gpu"]
+
+
+def test_a_device_that_is_too_old(driver):
+    old = types.ModuleType("cupy")
+    old.__path__ = []
+    old.cuda = types.ModuleType("cupy.cuda")
+    old.cuda.nvrtc = types.SimpleNamespace(getVersion=lambda: (13, 0))
+    old.cuda.Device = lambda: types.SimpleNamespace(id=0, compute_capability="75")
+    old.cuda.runtime = types.SimpleNamespace(getDeviceProperties=lambda number: {"name": b"Tesla T4"})
+    driver.setitem(sys.modules, "cupy", old)
+    driver.setitem(sys.modules, "cupy.cuda", old.cuda)
+    assert compress.backends()["gpu"] == "unavailable: Tesla T4 is sm_75, the kernels need sm_80"
+
+
+def test_the_cpu_asks_nothing_of_a_gpu(unasked):
+    unasked.setattr(device, "status", lambda: pytest.fail("asked"))
+    x = np.ones(5, np.float32)
+    assert compress.asarray(x) is x
+    assert np.array_equal(compress.loads(compress.dumps(x, compress.Identity(), KEY)), x)
+    with pytest.raises(TypeError, match="out or backend"):
+        compress.loads(compress.dumps(x, compress.Identity(), KEY), out=x, backend="cpu")
 
 
 def test_it_takes_milliseconds_and_imports_nothing():
@@ -107,8 +132,8 @@ def test_it_takes_milliseconds_and_imports_nothing():
 
 
 def test_cpu_and_gpu_have_one_surface():
-    from compress import _gpu
     from compress._cpu import kernels as cpu
+    from compress._gpu import kernels as _gpu
 
     names = {n for n in dir(cpu) if not n.startswith("_") and (n.isupper() or inspect.isroutine(getattr(cpu, n)))}
     names -= {"instruction_sets", "comb", "lru_cache"}  # of this processor; Python's
@@ -161,6 +186,28 @@ def test_a_kernel_that_does_not_compile_says_which_and_why(grid, tmp_path, monke
     monkeypatch.setattr(device, "sources", lambda: texts | {"philox.cu": 'extern "C" __global__ void f(u32* x) { y; }'})
     with pytest.raises(device.KernelError, match=r"csrc/philox.cu does not compile for sm_90: (.|\n)*u32"):
         device.compile("philox", "f32", "90")
+
+
+def test_machine_code_through_cupy_is_whole(tmp_path, monkeypatch):
+    """CuPy's NVRTC takes headers as bytes alone, and cuts the last byte off what it returns: seen without a driver."""
+    monkeypatch.setattr(device, "_cupy", pytest.importorskip("cupy"))
+    monkeypatch.setenv("COMPRESS_CACHE_DIR", str(tmp_path))
+    code = device.compile("philox", "f32", "90").read_bytes()
+    (table,), (size, count) = struct.unpack_from("<Q", code, 32), struct.unpack_from("<HH", code, 54)
+    assert code[:4] == b"\x7fELF" and len(code) >= table + size * count  # program headers, last in the file
+
+
+def test_a_folder_that_cannot_be_written_is_named(grid, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("COMPRESS_CACHE_DIR", str(tmp_path / "file" / "folder"))
+    with pytest.raises(device.KernelError, match=r"cannot be kept in .*folder: .*; set COMPRESS_CACHE_DIR"):
+        device.compile("philox", "f32", "host")
+
+
+def test_a_damaged_file_is_built_again(grid, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESS_CACHE_DIR", str(tmp_path))
+    device.compile("pack", "f64", "host").write_bytes(b"not code")
+    assert device._module.__wrapped__(grid, "pack", "f64", "host").get_function("pack")
 
 
 # Launching

@@ -173,7 +173,7 @@ def test_layouts_of_many_frames_of_a_size(grid, dtype):
         offset = -(-cpu.pack_bits(rows, cpu.pack_width(levels)) // 8)
         payloads = [np.zeros(offset + 4 * 21, np.uint8) for _ in range(3)]
         outs = [np.full(d, np.nan, dtype) for _ in range(3)]
-        gpu = backends.importlib.import_module("compress._gpu")
+        gpu = backends.importlib.import_module("compress._gpu.kernels")
         module = device.cupy()
         code = module.zeros(payloads[0].size, np.uint8)
         status = gpu.kashin_encode(module.asarray(x), layout, data, 9.0, 3, levels, FRAME_KEY, KEY, code, offset)
@@ -191,7 +191,7 @@ def test_layouts_of_many_frames_of_a_size(grid, dtype):
 def test_nothing_is_uploaded_twice(grid, monkeypatch):
     x = np.random.default_rng(9).standard_normal(1000).astype(np.float32)
     plan, module = _plan(x.size, 1.25), device.cupy()
-    gpu = backends.importlib.import_module("compress._gpu")
+    gpu = backends.importlib.import_module("compress._gpu.kernels")
     given, payload = module.asarray(x), module.zeros(10_000, np.uint8)
 
     def run():

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import importlib.util
 import os
 import re
 import sys
-import tempfile
-from importlib.resources import files
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -48,21 +46,25 @@ _TYPES = {
 }
 _REAL = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
 _KIND = {"f4": "f", "f8": "d", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
-_LARGE_SHARED = 48 << 10  # more has to be asked for
+_LEAST_CAPABILITY = 80  # the kernels use what sm_80 has
+_FREE_SHARED = 16 << 10  # bytes beyond which dynamic shared memory is asked for: with a kernel's own, 48 KB are free
+_asking = threading.Lock()
 
-_cupy = None  # what serves as CuPy: the tests put another one here
+_cupy = None  # what serves as CuPy in tests
 
 
 def cupy():
     """The CuPy module; ImportError with the extra to install where there is none."""
-    global _cupy
-    if _cupy is None:
-        try:
-            import cupy as module
-        except ImportError as error:
-            raise ImportError(f"CuPy cannot be imported ({error}); install compress-kernels[gpu]") from error
-        _cupy = module
-    return _cupy
+    return _cupy or _imported()
+
+
+@functools.cache
+def _imported():
+    try:
+        import cupy as module
+    except ImportError as error:
+        raise ImportError(f"CuPy cannot be imported ({error}); install compress-kernels[gpu]") from error
+    return module
 
 
 def is_array(x) -> bool:
@@ -74,7 +76,7 @@ def is_array(x) -> bool:
 def status() -> str:
     """ "available: ..." with the device's name, or "unavailable: ..." with the reason."""
     if _cupy is not None:
-        return f"available: {_name(_cupy)}"
+        return f"available: {name()}"
     return _status()
 
 
@@ -95,16 +97,21 @@ def _status() -> str:
         from cupy.cuda import nvrtc
 
         nvrtc.getVersion()
-        return f"available: {_name(module)}"
+        capability = module.cuda.Device().compute_capability
+        if int(capability) < _LEAST_CAPABILITY:
+            return f"unavailable: {name()} is sm_{capability}, the kernels need sm_{_LEAST_CAPABILITY}"
+        return f"available: {name()}"
     except ImportError as error:
         return f"unavailable: {error}"
     except Exception as error:  # CUDA's own errors are classes of the module that may not be there
         return f"unavailable: {type(error).__name__}: {error}"
 
 
-def _name(module) -> str:
-    name = module.cuda.runtime.getDeviceProperties(module.cuda.Device().id)["name"]
-    return name.decode() if isinstance(name, bytes) else str(name)
+def name() -> str:
+    """The current device's."""
+    module = cupy()
+    found = module.cuda.runtime.getDeviceProperties(module.cuda.Device().id)["name"]
+    return found.decode() if isinstance(found, bytes) else str(found)
 
 
 # Arrays
@@ -137,10 +144,12 @@ class Status:
 
     def __init__(self, array, at: int = 0, of=int):
         self._array, self._at, self._of, self._value = array, at, of, None
+        self._stream = cupy().cuda.get_current_stream()
 
     def __int__(self):
         if self._value is None:
-            self._value = self._of(int(read(self._array)[self._at]))
+            with self._stream:  # of the kernel that writes it, wherever it is looked at
+                self._value = self._of(int(read(self._array)[self._at]))
         return self._value
 
     __index__ = __int__
@@ -191,12 +200,26 @@ def match(x, out, name: str) -> None:
 # Kernels
 
 
+def limits() -> tuple[int, int]:
+    """Multiprocessors of the current device, and bytes of shared memory that a block can have."""
+    module = cupy()
+    return _limits(module, module.cuda.Device().id)
+
+
+@functools.cache
+def _limits(module, device):
+    attributes = module.cuda.Device(device).attributes
+    return attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"]
+
+
 class KernelError(RuntimeError):
     """A kernel does not compile: the name, the architecture and the compiler's log."""
 
 
 def sources() -> dict[str, str]:
     """The texts of csrc that a kernel may include, by name."""
+    from importlib.resources import files
+
     return {
         p.name: p.read_text(encoding="utf8")
         for p in files("compress._csrc").iterdir()
@@ -215,6 +238,8 @@ def _with_includes(name: str, texts: dict[str, str], seen: dict[str, str]) -> di
 
 def compile(topic: str, real: str, arch: str) -> Path:
     """The file with the machine code of csrc/<topic>.cu, built where it is not there yet."""
+    import hashlib
+
     nvrtc = cupy().cuda.nvrtc
     texts = _with_includes(f"{topic}.cu", sources(), {})
     options = (f"-arch=sm_{arch}", *OPTIONS, f"-Dreal={real}")
@@ -234,12 +259,25 @@ def compile(topic: str, real: str, arch: str) -> Path:
         raise KernelError(f"csrc/{topic}.cu does not compile for sm_{arch}: {error}\n{log}") from None
     finally:
         nvrtc.destroyProgram(program)
-    root.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=root)
-    with os.fdopen(handle, "wb") as file:
-        file.write(code)
-    os.replace(scratch, path)  # many processes may build at once
+    _keep(path, code + b"\0")  # CuPy has cut off the last byte, as it does for text
     return path
+
+
+def _keep(path: Path, code: bytes) -> None:
+    """The file in one piece: many processes may build at once."""
+    import tempfile
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(code)
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise KernelError(
+            f"kernels cannot be kept in {path.parent}: {error}; set COMPRESS_CACHE_DIR to a folder that can be written"
+        ) from None
 
 
 _KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)')
@@ -263,14 +301,19 @@ def _parameters(topic: str):
 
 @functools.cache
 def _module(module, topic: str, real: str, arch: str):
-    return module.RawModule(path=str(compile(topic, real, arch)))
+    path = compile(topic, real, arch)
+    try:
+        return module.RawModule(path=str(path))
+    except Exception:  # a damaged file: the driver's error is a class of the module
+        path.unlink(missing_ok=True)
+        return module.RawModule(path=str(compile(topic, real, arch)))
 
 
 @functools.cache
 def _function(module, topic: str, real: str, name: str, device: int):
     function = _module(module, topic, real, module.cuda.Device(device).compute_capability).get_function(name)
     types = [(np.dtype(_TYPES[real if t == "real" else t]), pointer) for t, pointer in _parameters(topic)[name]]
-    return function, types
+    return function, types, [_FREE_SHARED]
 
 
 def launch(topic: str, name: str, blocks: int, threads: int, *arguments, real=np.float32, shared: int = 0) -> None:
@@ -282,7 +325,7 @@ def launch(topic: str, name: str, blocks: int, threads: int, *arguments, real=np
         return
     module = cupy()
     device = module.cuda.Device().id
-    function, types = _function(module, topic, _REAL[np.dtype(real)], name, device)
+    function, types, granted = _function(module, topic, _REAL[np.dtype(real)], name, device)
     if len(arguments) != len(types):
         raise TypeError(f"{name} takes {len(types)} arguments, got {len(arguments)}")
     values = []
@@ -301,6 +344,8 @@ def launch(topic: str, name: str, blocks: int, threads: int, *arguments, real=np
                 f"share the current device (with cupy.cuda.Device({value.device.id}): ...)"
             )
         values.append(value)
-    if shared > _LARGE_SHARED:
-        function.max_dynamic_shared_size_bytes = shared
+    if shared > granted[0]:
+        with _asking:  # what another thread launches may need more
+            granted[0] = max(granted[0], shared)
+            function.max_dynamic_shared_size_bytes = granted[0]
     function((blocks,), (threads,), tuple(values), shared_mem=shared)

@@ -1,11 +1,9 @@
 """The entropy coder: csrc/entropy.cu."""
 
-import functools
-
 import numpy as np
 
 from .._cpu import kernels as host
-from .device import cupy, empty, is_array, launch, need, read, to_device, view, zeros
+from .device import empty, is_array, launch, limits, need, read, to_device, view, zeros
 
 _CHUNK = host.ENTROPY_LARGEST_CHUNK
 _MOST_WARPS = 16  # of a block
@@ -16,25 +14,15 @@ _TILE = 32 * 33  # values of 32 steps, where lanes have runs
 _PIECES = 8  # blocks that copy a chunk
 _MODEL = 400  # bytes of a model at most
 _FIXED = 8192  # more than the kernels have of shared memory beside tables and rooms
+_DEFAULT = 48 << 10  # bytes that a block has without asking, `launch` for more; what a kernel has beside them counts
 _PLAIN, _DITHERED = 2, 3  # of the decoders in entropy.cu
-
-
-@functools.cache
-def _limits(module, device):
-    """Multiprocessors, and bytes of shared memory that a block has for tables and rooms."""
-    attributes = getattr(module.cuda.Device(device), "attributes", {})
-    shared = attributes.get("MaxSharedMemoryPerBlockOptin", 227 << 10)
-    return attributes.get("MultiProcessorCount", 132), shared - _FIXED
-
-
-def limits():
-    return _limits(cupy(), cupy().cuda.Device().id)
 
 
 def spread(chunks, tables, room=_RING):
     """Warps a block, a chunk each, with `room` bytes of shared memory: every multiprocessor has some before one has
     many, and two blocks where the tables are small."""
     processors, shared = limits()
+    shared -= _FIXED
     most = _MOST_WARPS if 3 * tables > shared else _MOST_WARPS // 2
     return max(1, min(-(-chunks // processors), most, shared // room))
 
@@ -63,7 +51,7 @@ def level_encode(code, sent, symbol, model, extra, counts, escapes, sizes):
     words, entries = empty(chunks * room, np.uint16), empty(chunks, np.uint32)
     heads, total = empty(_HEAD * chunks, np.uint32), zeros(1, np.uint64)
     tables = _INVERSES + 1024 * models
-    resident = tables <= limits()[1]
+    resident = tables <= limits()[1] - _FIXED
     tables = tables if resident else _INVERSES
     warps = spread(chunks, tables)
     launch(
@@ -130,7 +118,7 @@ def level_decode(data, code, n, key, step, offsets, out, weight, add):
     room = _RING + (128 * columns + _TILE * real.itemsize if context else 0)
     tables, symbols = (5 << 10 if kind >= _DITHERED else 16 << 10) * models, None
     warps = spread(chunks, tables, room)
-    if kind >= _DITHERED and tables + warps * room > limits()[1]:
+    if kind >= _DITHERED and tables + warps * room > limits()[1] - _FIXED:
         symbols, tables = empty(4096 * models, np.uint8), 0
         launch("entropy", "level_tables", models, 256, codes, models, symbols, real=real)
     status = zeros(1, np.uint32)

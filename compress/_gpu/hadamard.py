@@ -1,6 +1,6 @@
 """The Walsh-Hadamard transform and the rotation: csrc/hadamard.cu."""
 
-from .device import launch, match, view
+from .device import launch, limits, match, view
 
 _LOG_MOST = {4: 15, 8: 14}  # by element size: the numbers that fit the registers of a CUDA block
 _LOG_ROTATION = 12
@@ -27,7 +27,8 @@ def fwht(x, block):
             f"fwht: the block must be a power of two that divides the length, got block {block} and length {n}"
         )
     log = block.bit_length() - 1
-    done, *columns = passes(log, _LOG_MOST[real.itemsize])
+    most = min(_LOG_MOST[real.itemsize], (limits()[1] // real.itemsize).bit_length() - 1)
+    done, *columns = passes(log, most)
     warps = 1 << max(0, done - 10)
     scaled = 0 if columns else block
     _launch("fwht_rows", -(-n // (_TILE * warps)), warps, x, n, done, scaled, real=real)

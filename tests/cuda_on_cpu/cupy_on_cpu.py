@@ -298,6 +298,7 @@ class _Device:
     def __init__(self, number=0):
         self.id = number
         self.compute_capability = "host"
+        self.attributes = {"MaxSharedMemoryPerBlockOptin": 227 << 10, "MultiProcessorCount": 132}
 
     def __enter__(self):
         return self
@@ -308,6 +309,17 @@ class _Device:
 
 class CUDARuntimeError(RuntimeError):
     pass
+
+
+class _Stream:
+    def synchronize(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
 
 
 class _Event:
@@ -329,5 +341,5 @@ cuda = SimpleNamespace(
     ),
     Event=_Event,
     get_elapsed_time=lambda start, end: 1e3 * (end.at - start.at),
-    get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None),
+    get_current_stream=lambda: _Stream(),
 )
