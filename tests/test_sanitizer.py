@@ -50,7 +50,8 @@ def test_nothing_is_read_or_written_out_of_range(tmp_path):
     assert built.returncode == 0, built.stdout + built.stderr
     environment |= {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
     files = [f"tests/test_{name}.py" for name in TESTS]
-    slow = "best_path or one_level_at_a_time or nearer or hundredth or no_bias"  # nothing new there but time
+    # nothing new there but time; the grid has a run of its own (test_gpu_device.py)
+    slow = "best_path or one_level_at_a_time or nearer or hundredth or no_bias or grid or gpu"
     run = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", f"not ({slow})", *files]
     result = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
