@@ -86,11 +86,14 @@ def choose(backend):
     """The backend to measure. 'gpu' without one is an error that says why, never a silent fall back."""
     import compress
 
-    state = compress.backends()
+    if backend == "cpu":
+        return backend
+    state = compress.backends()["gpu"]
     if backend == "auto":
-        return "cpu" if state["gpu"].startswith("unavailable") else "gpu"
-    if state[backend].startswith("unavailable"):
-        sys.exit(f"--backend {backend}: {state[backend]}")
+        backend = "cpu" if state.startswith("unavailable") else "gpu"
+        print(f"backend: {backend} (gpu {state})")
+    elif state.startswith("unavailable"):
+        sys.exit(f"a GPU was asked for, and is {state}")
     return backend
 
 

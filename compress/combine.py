@@ -241,12 +241,18 @@ class ErrorFeedback:
             raise TypeError(f"{self.compressor!r} is not contractive, its errors would grow: use Scaled(it)")
         _must_be(self.compressor, Contractive, "compressor")
 
-    def init(self, d: int, dtype=np.float32, like=None) -> ErrorFeedbackState:
-        """Nothing left out yet; `like`: a vector of the kind that will be encoded, NumPy's unless given."""
-        error = np.zeros(d, dtype)
-        return ErrorFeedbackState(
-            error if like is None else kernels.given(kernels.like(kernels.taken(like), error), like)
-        )
+    def init(self, d: int | None = None, dtype=np.float32, like=None) -> ErrorFeedbackState:
+        """Nothing left out yet, of NumPy vectors of d coordinates, or of vectors like `like`, wherever that lives."""
+        if like is None:
+            if d is None:
+                raise TypeError("give d, or like=x")
+            return ErrorFeedbackState(np.zeros(d, dtype))
+        x = kernels.vector(like, "like")
+        if d is not None and d != x.size:
+            raise ValueError(f"d = {d}, but like has {x.size} coordinates")
+        error = kernels.empty(x, x.size, x.dtype)
+        error.fill(0)
+        return ErrorFeedbackState(kernels.given(error, like))
 
     def encode(self, state: ErrorFeedbackState, x, key: Key) -> tuple[Message, ErrorFeedbackState]:
         """The message for x + state.error, and the state after it; `state` itself is not changed."""

@@ -29,6 +29,8 @@ def of(array):
         from ._gpu import kernels
 
         return kernels
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"kernels take NumPy or CuPy arrays, got {type(array).__name__}: see compress.kernels.vector")
     return _cpu
 
 
@@ -47,7 +49,7 @@ def asarray(x, backend: str = "cpu"):
     Raises ValueError where the backend is not known, RuntimeError with the reason where it cannot be used.
     """
     if backend not in ("cpu", "gpu"):
-        raise ValueError(f"backend={backend!r}: known are cpu, gpu")
+        raise ValueError(f"backend must be 'cpu' or 'gpu', got {backend!r}")
     if backend == "gpu" and not (status := _device.status()).startswith("available"):
         raise RuntimeError(f"backend {backend!r} is {status}")
     if isinstance(x, np.ndarray):
@@ -67,14 +69,17 @@ def taken(x, name: str = "x"):
         return x
     if not hasattr(x, "__dlpack__"):
         raise TypeError(f"{name} must be an array, got {type(x).__name__}")
-    where = x.__dlpack_device__()[0]
+    if getattr(x, "requires_grad", False):
+        raise TypeError(f"{name} requires a gradient: pass {name}.detach()")
     try:
+        where = x.__dlpack_device__()[0]
         if where in _DLPACK_CPU:
             return np.from_dlpack(x)
         if where in _DLPACK_CUDA:
             return _device.cupy().from_dlpack(x)
-    except (RuntimeError, BufferError, ValueError) as error:  # bfloat16 of torch, or what requires a gradient
-        raise TypeError(f"{name} of type {type(x).__name__} does not give its memory: {error}") from None
+    except (RuntimeError, BufferError, ValueError) as error:
+        kind = getattr(x, "dtype", type(x).__name__)
+        raise TypeError(f"{name} ({kind}) does not give its memory by DLPack: {error}") from None
     raise TypeError(f"{name} lives on a device of DLPack type {int(where)}: neither the host's memory nor CUDA's")
 
 
@@ -151,7 +156,9 @@ def together(x, y, names: tuple[str, str]) -> None:
     on_gpu = [_device.is_array(a) for a in (x, y)]
     if on_gpu[0] != on_gpu[1]:
         kinds = ["CuPy" if gpu else "NumPy" for gpu in on_gpu]
-        raise TypeError(f"mixed backends: {names[0]} is a {kinds[0]} array, {names[1]} a {kinds[1]} one")
+        raise TypeError(
+            f"mixed backends: {names[0]} is a {kinds[0]} array, {names[1]} a {kinds[1]} one; asarray moves data"
+        )
     if on_gpu[0] and x.device.id != y.device.id:
         raise ValueError(f"{names[0]} lives on GPU {x.device.id}, {names[1]} on GPU {y.device.id}: they must share one")
 
@@ -169,37 +176,44 @@ def vector(x, name: str = "x"):
         flags = x.flags
         if flags.c_contiguous and flags.aligned:
             return x
-    x = taken(x, name)
-    if x.dtype.name == "float16":
-        x = x.astype(_FLOAT32)
-    elif x.dtype.name == "bfloat16":  # the upper half of a float32: moved as integers, so that denormals stay
-        x = (x.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(_FLOAT32)
+    given, x = x, _widened(x, name)
     if x.dtype not in (_FLOAT32, _FLOAT64) or not x.dtype.isnative:
         raise TypeError(f"{name} must be float32 or float64 (float16 and bfloat16 are widened), got {x.dtype}")
     if x.ndim != 1:
         raise ValueError(f"{name} must be a vector, got shape {x.shape}; pass {name}.ravel()")
     if not x.flags.c_contiguous:
         library = "np" if isinstance(x, np.ndarray) else "cupy"
-        raise ValueError(
-            f"{name} must be contiguous, got strides {x.strides}; pass {library}.ascontiguousarray({name})"
-        )
+        way = f"{name}.contiguous()" if hasattr(given, "contiguous") else f"{library}.ascontiguousarray({name})"
+        raise ValueError(f"{name} must be contiguous, got strides of {x.strides} bytes; pass {way}")
     if _device.is_array(x):
         return x if x.data.ptr % x.itemsize == 0 else values_of(x.view(np.uint8), x.dtype)
     return np.require(np.asarray(x), requirements="A")
+
+
+def _widened(x, name: str):
+    """x as a NumPy or CuPy array, float16 and bfloat16 as float32."""
+    if str(getattr(x, "dtype", "")).endswith("bfloat16"):
+        # the upper half of a float32, moved as integers: denormals stay, and DLPack need not know the type
+        own = isinstance(x, np.ndarray) or _device.is_array(x)
+        words = x.view((np if own else sys.modules[type(x).__module__.partition(".")[0]]).uint16)
+        return (taken(words, name).astype(np.uint32) << np.uint32(16)).view(_FLOAT32)
+    x = taken(x, name)
+    return x.astype(_FLOAT32) if x.dtype.name == "float16" else x
 
 
 def output(out, size: int, dtype, payload=None):
     """A vector to decode into: `out` checked, or a new one of the message's dtype on the payload's backend."""
     if out is None:
         return empty(payload, size, dtype)
-    try:
-        out = taken(out, "out")
-    except TypeError:
-        raise TypeError(f"out must be an aligned float32 or float64 vector, got {type(out).__name__}") from None
+    out = taken(out, "out")
     if payload is not None:
         together(payload, out, ("payload", "out"))
-    if out.dtype not in (_FLOAT32, _FLOAT64) or vector(out, "out") is not out:
-        raise TypeError(f"out must be an aligned float32 or float64 vector, got {out.dtype} {type(out).__name__}")
+    if out.dtype not in (_FLOAT32, _FLOAT64):
+        raise TypeError(f"out must be float32 or float64, got {out.dtype}")
+    if out.ndim != 1 or not out.flags.c_contiguous:
+        raise ValueError(f"out must be a contiguous vector, got shape {out.shape}: decode into one and copy it")
+    if vector(out, "out") is not out:
+        raise TypeError(f"out must be an aligned vector in native byte order, got {out.dtype} {type(out).__name__}")
     if out.size != size:
         raise ValueError(f"out has {out.size} elements, the message {size}")
     if out.itemsize < np.dtype(dtype).itemsize:

@@ -16,10 +16,10 @@
 enum {
   SPAN = ROTATION_BLOCK,
   WARPS = 4,
-  ROWS = 32,                 /* of a warp */
-  QUAD = 16 / sizeof(real),  /* numbers of an access of 16 bytes */
-  PITCH = WARP + QUAD,       /* of rows in shared memory: lanes that read their rows meet in no bank */
-  SPANS = 32 / sizeof(real), /* that one multiprocessor has registers for */
+  ROWS = 32,                         /* of a warp */
+  QUAD = 16 / sizeof(real),          /* numbers of an access of 16 bytes */
+  PITCH = WARP + QUAD,               /* of rows in shared memory: lanes that read their rows meet in no bank */
+  SPANS = sizeof(real) == 4 ? 8 : 2, /* that one multiprocessor has registers for */
   MIXED_SPANS = 24 / sizeof(real),
   SPAN_QUADS = PITCH * ROWS * WARPS / QUAD,
   SIGN_WORDS = SPAN / 32

@@ -14,7 +14,7 @@ enum {
   NOTHING = 0xffff,                /* on a row */
   NO_ATTEMPT = 1,
   NOT_FINITE = 2,
-  RESIDENT = sizeof(real) == 4 ? 3 : 2, /* encoders of a multiprocessor */
+  RESIDENT = sizeof(real) == 4 ? 3 : 1, /* encoders of a multiprocessor */
   RESIDENT_DECODERS = sizeof(real) == 4 ? 4 : 2
 };
 

@@ -18,6 +18,8 @@
 #include "norm.cuh"
 
 enum { ARRANGE_STEPS = 128, FOLLOW_STEPS = 16 };
+/* float64 has room for fewer threads of a search, and blocks of level_tell, on a multiprocessor. */
+enum { SEARCHERS = sizeof(real) == 4 ? 640 : 512, TELLERS = sizeof(real) == 4 ? 4 : 3 };
 
 /* Coordinates: x, or what level_arrange made of it. Scratch of all kinds starts with chunk `base`. */
 struct Source {
@@ -318,9 +320,9 @@ DEVICE void search(const Source& s, const Chunk& c, const Costs& k, const u8* oc
   if (searches) team::back(sum, c.steps, history, WARP * team::size, path + lane);
 }
 
-/* history: uint4, [chunk][window][lane][mate]; path: [chunk][window][lane], chunks from `base` on. 640 threads stand for
-   96 registers: then four blocks of the 160 threads of 8 states fit on a processor. */
-extern "C" __global__ void __launch_bounds__(640)
+/* history: uint4, [chunk][window][lane][mate]; path: [chunk][window][lane], chunks from `base` on. SEARCHERS = 640
+   stands for 96 registers: then four blocks of the 160 threads of 8 states fit on a processor. */
+extern "C" __global__ void __launch_bounds__(SEARCHERS)
     trellis_search(const real* x, const f32* a, const u8* octave, const f32* costs, u64* history, u32* path, i64 d,
                    i64 base, f64 scale, f64 inverse, u64 key, i32 states, i32 labels, i32 dithered, i32 context) {
   DYNAMIC_SHARED(Row, rows);
@@ -512,7 +514,7 @@ DEVICE void tell(const Source& s, const Chunk& c, const Costs& k, const LevelCod
 }
 
 /* sums: f64, [moment][group], or 0. */
-extern "C" __global__ void __launch_bounds__(256, 4)
+extern "C" __global__ void __launch_bounds__(256, TELLERS)
     level_tell(const real* x, const f32* a, const u8* phase, const u8* octave, const f32* costs, const u32* path,
                u8* symbol, u8* model, u16* extra, u32* past, f64* sums, i64 groups, i64 d, i64 base, f64 scale,
                f64 inverse, u64 key, f32 dead, f32 rounding, i32 states, i32 labels, i32 dithered, i32 context) {

@@ -85,7 +85,7 @@ def test_subsets_from_scattered_to_clustered(kernels, n, k):
 
 
 def test_records_are_as_long_as_counting_says():
-    kernels = compress.kernels.of(None)
+    kernels = compress.kernels.of(np.empty(0))
     for n, k in [(4096, 64), (64, 8), (1000, 30), (65536, 1024), (17, 1), (4096, 2048)]:
         least = -(-(math.comb(n, k) - 1).bit_length() // 8)
         assert least <= kernels.subset_bytes(n, k) <= least + 1

@@ -304,7 +304,7 @@ def test_a_foreign_array_comes_back_as_one(grid, library, where, C):
     assert C.decode(message, KEY, out) is out and np.array_equal(kernels.host(out.array), C(x, KEY))
     assert C.decode_add(message, KEY, out) is out and np.array_equal(kernels.host(out.array), 2 * C(x, KEY))
     feedback = compress.ErrorFeedback(compress.TopK(0.1))
-    state = feedback.init(5000, like=given)
+    state = feedback.init(like=given)
     sent, state = feedback.encode(state, given, KEY)
     assert isinstance(state.error, Tensor) and isinstance(sent.payload, Tensor)
 
@@ -319,6 +319,32 @@ def test_torch_tensors_come_back_as_torch_tensors():
     assert isinstance(decoded, torch.Tensor) and np.array_equal(decoded.numpy(), C(x.numpy(), KEY))
     out = torch.empty(5000)
     assert C.decode(message, KEY, out) is out and torch.equal(out, decoded)
+
+
+def test_what_torch_tensors_may_be():
+    torch = pytest.importorskip("torch")
+    C, x = compress.StandardDithering(7), torch.linspace(-1, 1, 1000)
+    for half in (torch.float16, torch.bfloat16):
+        decoded = C(x.to(half), KEY)
+        assert decoded.dtype == torch.float32 and np.array_equal(decoded, C(x.to(half).float(), KEY))
+    with pytest.raises(TypeError, match=r"x requires a gradient: pass x.detach\(\)"):
+        C.encode(x.clone().requires_grad_(), KEY)
+    with pytest.raises(ValueError, match=r"x must be contiguous, .*; pass x.contiguous\(\)"):
+        C.encode(x[::2], KEY)
+    message = C.encode(x[:500], KEY)
+    with pytest.raises(ValueError, match=r"out must be a contiguous vector, .* decode into one and copy it"):
+        C.decode(message, KEY, out=x[::2])
+    with pytest.raises(TypeError, match="out must be float32 or float64, got float16"):
+        C.decode(message, KEY, out=torch.empty(500, dtype=torch.float16))
+    with pytest.raises(TypeError, match="kernels take NumPy or CuPy arrays, got Tensor"):
+        kernels.of(x)
+    feedback = compress.ErrorFeedback(compress.TopK(0.1))
+    state = feedback.init(like=x.double())
+    assert state.error.dtype == torch.float64 and state.error.shape == x.shape
+    with pytest.raises(ValueError, match="d = 3, but like has 1000"):
+        feedback.init(3, like=x)
+    with pytest.raises(TypeError, match="give d, or like=x"):
+        feedback.init()
 
 
 def test_a_cuda_tensor_of_torch_on_a_gpu():

@@ -51,10 +51,10 @@ def test_arithmetic_is_exact(topic, real):
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("real", ["f32", "f64"])
 @pytest.mark.parametrize("topic", TOPICS)
-def test_nothing_spills(topic, arch):
-    """float32, what training uses; float64 may spill where twice the registers are not there."""
-    _, log = build(topic, "f32", f"-arch={arch}", "CUBIN", "--ptxas-options=-v")
+def test_nothing_spills(topic, real, arch):
+    _, log = build(topic, real, f"-arch={arch}", "CUBIN", "--ptxas-options=-v")
     found = re.findall(
         r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
         log,
