@@ -5,6 +5,7 @@ import importlib
 import backends
 import numpy as np
 import pytest
+from cuda_on_cpu import cupy_on_cpu
 
 from compress._cpu import default
 from compress._gpu import device
@@ -32,6 +33,34 @@ def kernels(request):
         return
     yield backends.Kernels(request.param)
     device._cupy = None
+
+
+@pytest.fixture
+def grid():
+    """The GPU's kernels on the host."""
+    yield backends.Kernels("grid")
+    device._cupy = None
+
+
+@pytest.fixture(params=["grid", "gpu"])
+def gpu(request):
+    """The GPU's kernels, on the host and on a GPU."""
+    yield backends.Kernels(request.param)
+    device._cupy = None
+
+
+@pytest.fixture(params=range(4))
+def order(request):
+    """Of threads and blocks of the grid: ascending, descending, two shuffled ones."""
+    cupy_on_cpu.ORDER = request.param
+    yield request.param
+    cupy_on_cpu.ORDER = 0
+
+
+@pytest.fixture
+def in_any_order(grid, order):
+    """The GPU's kernels on the host, once in each order."""
+    return grid
 
 
 @pytest.fixture(params=backends.NAMES)

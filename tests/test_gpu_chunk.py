@@ -1,25 +1,10 @@
 """Top-K inside chunks and the levels of its values: csrc/chunk.cu on the host's grid against the CPU, byte for byte."""
 
-import backends
 import numpy as np
 import pytest
 
 from compress._cpu import kernels as cpu
 from compress._gpu import chunk as plans
-from compress._gpu import device
-
-
-@pytest.fixture
-def grid():
-    yield backends.Kernels("grid")
-    device._cupy = None
-
-
-@pytest.fixture(params=range(4))
-def order(request, grid):
-    device.cupy().ORDER = request.param
-    yield grid
-    device.cupy().ORDER = 0
 
 
 def inputs(n, dtype, seed=0):
@@ -81,10 +66,10 @@ def test_selection_in_long_chunks(grid, chunk, k, dtype):
             np.testing.assert_array_equal(selected(grid, x, chunk, k), selected(cpu, x, chunk, k), name)
 
 
-def test_selection_depends_on_no_order(order):
+def test_selection_depends_on_no_order(in_any_order):
     for chunk, k in [(64, 8), (4096, 64), (5000, 700), (20_000, 900)]:
         for name, x in inputs(2 * chunk + 100, np.float32, 1).items():
-            np.testing.assert_array_equal(selected(order, x, chunk, k), selected(cpu, x, chunk, k), name)
+            np.testing.assert_array_equal(selected(in_any_order, x, chunk, k), selected(cpu, x, chunk, k), name)
 
 
 def test_more_chunks_than_blocks(grid, monkeypatch):
@@ -154,13 +139,13 @@ def test_values(grid, width, dtype):
                 assert back.tobytes() == decoded(cpu, data, n, k, width, dtype).tobytes(), (name, n, k)
 
 
-def test_values_depend_on_no_order(order):
+def test_values_depend_on_no_order(in_any_order):
     for width, k in [(1, 8), (2, 64), (4, 5)]:
         for name, x in values(3000, np.float32, k, 2).items():
             data = encoded(cpu, x, k, width)
-            assert encoded(order, x, k, width).tobytes() == data.tobytes(), name
+            assert encoded(in_any_order, x, k, width).tobytes() == data.tobytes(), name
             assert (
-                decoded(order, data, 3000, k, width, np.float32).tobytes()
+                decoded(in_any_order, data, 3000, k, width, np.float32).tobytes()
                 == decoded(cpu, data, 3000, k, width, np.float32).tobytes()
             )
 

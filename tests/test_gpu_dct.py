@@ -1,6 +1,5 @@
 """The cosine transform on the GPU: the bytes of the CPU."""
 
-import backends
 import numpy as np
 import pytest
 
@@ -8,12 +7,6 @@ from compress._cpu import kernels as cpu
 from compress._gpu import device
 
 SIZES = [*range(66), 95, 127, 128, 1023, 1024, 1025, 2047, 2048, 2049, 4095, 4096, 4097, 5000, 8191, 70_000]
-
-
-@pytest.fixture(params=["grid", "gpu"])
-def gpu(request):
-    yield backends.Kernels(request.param)
-    device._cupy = None
 
 
 def inputs(n, dtype):

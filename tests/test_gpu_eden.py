@@ -1,6 +1,5 @@
 """Eden on the GPU: the bytes and vectors of the CPU, whatever the rate, the size, the range or the order of threads."""
 
-import backends
 import numpy as np
 import pytest
 
@@ -12,24 +11,6 @@ DTYPES = (np.float32, np.float64)
 RATES = [ONE, ONE + 1, 98304, 104858, 2 * ONE, 150_000, 3 * ONE, 4 * ONE, 300_000, 6 * ONE, 7 * ONE, 510_000, 8 * ONE]
 KEY = 0x0123456789ABCDEF
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
-
-
-@pytest.fixture(params=["grid", "gpu"])
-def gpu(request):
-    yield backends.Kernels(request.param)
-    device._cupy = None
-
-
-@pytest.fixture(params=range(4))
-def order(request, gpu):
-    """Of threads and blocks, where it can be chosen."""
-    module = device.cupy()
-    if not hasattr(module, "ORDER"):
-        yield 0
-        return
-    module.ORDER = request.param
-    yield request.param
-    module.ORDER = 0
 
 
 def gaussian(d, dtype=np.float32, seed=0):

@@ -1,6 +1,5 @@
 """The entropy coder on the grid against the CPU's, byte for byte."""
 
-import backends
 import numpy as np
 import pytest
 
@@ -24,12 +23,6 @@ CODES = [  # states, labels, dithered, context, columns
     (256, False, 3, 3, 7),
 ]
 every_code = pytest.mark.parametrize("code", CODES, ids=str)
-
-
-@pytest.fixture(scope="module")
-def grid():
-    yield backends.Kernels("grid")
-    device._cupy = None
 
 
 def vector(n, spread, far=0, seed=0, dtype=np.float32):

@@ -1,6 +1,5 @@
 """The Walsh-Hadamard transform on the GPU: the bytes of the CPU, whatever the size, the block or the order."""
 
-import backends
 import numpy as np
 import pytest
 
@@ -35,12 +34,6 @@ extern "C" __global__ void __launch_bounds__(1024) fused(const real* x, real* ou
               [&](int i, real v) { out[i] = v; });
 }
 """
-
-
-@pytest.fixture(params=["grid", "gpu"])
-def gpu(request):
-    yield backends.Kernels(request.param)
-    device._cupy = None
 
 
 @pytest.fixture(params=ORDERS)

@@ -14,12 +14,6 @@ KEY, FRAME_KEY = Key(5).word, Key(6).word
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda t: t.__name__)
 
 
-@pytest.fixture
-def grid():
-    yield backends.Kernels("grid")
-    device._cupy = None
-
-
 def encode(kernels, x, redundancy=1.25, levels=3, limit=None, steps=8, skip=0):
     """(status, payload, where the level words start); the payload starts `skip` bytes behind a multiple of 16."""
     plan = _plan(x.size, redundancy)

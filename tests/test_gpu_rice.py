@@ -1,22 +1,12 @@
 """The GPU's Rice coder, on the host's grid: the bytes, the indices and the complaints of the CPU's."""
 
-import backends
 import numpy as np
-import pytest
 from cuda_on_cpu import cupy_on_cpu
 
 from compress import _cpu
-from compress._gpu import device
 
 K = _cpu.kernels
 CHUNK = 4096
-
-
-@pytest.fixture
-def grid():
-    yield backends.Kernels("grid")
-    cupy_on_cpu.ORDER = 0
-    device._cupy = None
 
 
 def encoded(kernels, indices, d, room, start=0):

@@ -1,6 +1,5 @@
 """The GPU's Top-K, gather, scatter and subsets, on the host's grid: what the CPU writes, to the byte."""
 
-import backends
 import numpy as np
 import pytest
 from cuda_on_cpu import cupy_on_cpu
@@ -13,13 +12,6 @@ K = _cpu.kernels
 SMALL = 1 << 16  # one block selects up to here
 SIZES = [1, 2, 31, 32, 33, 1023, 1024, 1025, 4095, 4096, 4097, 8193, SMALL, SMALL + 1, 70_000]
 ORDERS = (0, 1, 2, 3)
-
-
-@pytest.fixture
-def grid():
-    yield backends.Kernels("grid")
-    cupy_on_cpu.ORDER = 0
-    device._cupy = None
 
 
 def same_topk(grid, x, k):

@@ -1,25 +1,10 @@
 """Subsets as records: csrc/subset.cu on the host's grid against the CPU, byte for byte."""
 
-import backends
 import numpy as np
 import pytest
 
 from compress._cpu import kernels as cpu
-from compress._gpu import device
 from compress._gpu import subset as plans
-
-
-@pytest.fixture
-def grid():
-    yield backends.Kernels("grid")
-    device._cupy = None
-
-
-@pytest.fixture(params=range(4))
-def order(request, grid):
-    device.cupy().ORDER = request.param
-    yield grid
-    device.cupy().ORDER = 0
 
 
 def subsets(n, k, count, seed=0):
@@ -90,9 +75,9 @@ def test_a_bounded_workspace(grid, monkeypatch):
     check(grid, 64, 8, 100)
 
 
-def test_no_order_matters(order):
+def test_no_order_matters(in_any_order):
     for n, k in [(4096, 64), (1000, 30), (100, 70)]:
-        check(order, n, k, 70)
+        check(in_any_order, n, k, 70)
 
 
 def test_nothing_to_do(grid):
@@ -124,7 +109,7 @@ def outcome(function, *arguments):
 
 
 @pytest.mark.parametrize("n, k", [(10, 3), (100, 100), (4096, 64)])
-def test_the_first_wrong_range_is_named(order, n, k):
+def test_the_first_wrong_range_is_named(in_any_order, n, k):
     count = 75
     right = (7 + subsets(n, k, count)).astype(np.uint32)
     out = np.empty(cpu.subset_bytes(n, k) * count, np.uint8)
@@ -139,7 +124,7 @@ def test_the_first_wrong_range_is_named(order, n, k):
             wrong[first * k + at] = value & 0xFFFFFFFF
             if first < 70:
                 wrong[70 * k] = 0
-            message = outcome(order.subset_encode, wrong, 7, n, k, out)
+            message = outcome(in_any_order.subset_encode, wrong, 7, n, k, out)
             assert (
                 message
                 == outcome(cpu.subset_encode, wrong, 7, n, k, out)

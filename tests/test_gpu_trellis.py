@@ -2,12 +2,11 @@
 
 from itertools import product
 
-import backends
 import numpy as np
 import pytest
 
 from compress._cpu import kernels as cpu
-from compress._gpu import device, trellis
+from compress._gpu import trellis
 
 CODES = [  # states, labels, dithered, context, columns
     (1, False, 0, 0, 0),
@@ -34,21 +33,6 @@ CODES = [  # states, labels, dithered, context, columns
 KEY = 0x123456789ABCDEF
 COST = np.array([0.8, 0.3, -0.5, 0.4, 0.2, 1.25], np.float32)
 ROWS = np.tile(COST, 48) * np.random.default_rng(4).uniform(0.8, 1.2, 288).astype(np.float32)
-
-
-@pytest.fixture
-def grid():
-    yield backends.Kernels("grid")
-    device._cupy = None
-
-
-@pytest.fixture(params=[0, 1, 2, 3])
-def order(request):
-    from cuda_on_cpu import cupy_on_cpu
-
-    cupy_on_cpu.ORDER = request.param
-    yield
-    cupy_on_cpu.ORDER = 0
 
 
 def vector(n, dtype, seed=0):
