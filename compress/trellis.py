@@ -301,8 +301,8 @@ class _Attempt:
         self.symbol = kernels.empty(x, x.size, np.uint8)
         self.model = kernels.empty(x, x.size, np.uint8) if models > 1 else None
         self.extra = None if narrow else kernels.empty(x, x.size, np.uint16)
-        counts = kernels.empty(x, models * 256, np.uint32)
-        moments = kernels.empty(x, 7, np.float64) if measured else None
+        self.counts = np.empty(models * 256, np.uint32)  # on the host, wherever x lives
+        moments = np.empty(7) if measured else None
         self.escapes, *self.escaped = k.level_encode_symbols(
             x,
             self.code,
@@ -315,11 +315,10 @@ class _Attempt:
             self.symbol,
             self.model,
             self.extra,
-            counts,
+            self.counts,
             moments,
         )
-        self.counts = kernels.host(counts)
-        self.moments = kernels.host(moments).tolist() if measured else None
+        self.moments = moments.tolist() if measured else None
         self.bits, self.model_bits, self.sent = k.level_bits(self.code, self.counts, whole / x.size)
 
     def rate(self):

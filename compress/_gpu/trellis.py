@@ -14,8 +14,33 @@ _LARGE_GRID = 528
 
 
 def level_encode_symbols(x, code, inverse, key, costs, dead, rounding, scale, symbol, model, extra, counts, moments):
-    """As on the CPU. Waits for counts, to know what is rare, and again where something is escaped. costs may be a NumPy
-    array."""
+    """As on the CPU. Waits for counts, to know what is rare, and again where something is escaped. costs, and counts
+    with moments, may be NumPy arrays: what is read anyway is then left there."""
+    if not is_array(counts):
+        return _told_to_host(x, code, inverse, key, costs, dead, rounding, scale, symbol, model, extra, counts, moments)
+    return _encode(x, code, inverse, key, costs, dead, rounding, scale, symbol, model, extra, counts, moments, read)
+
+
+def _told_to_host(x, *arguments):
+    """Counts and moments in one piece of memory, so that they are read at once."""
+    *arguments, counts, moments = arguments
+    size = counts.nbytes
+    room = empty(size + 56, np.uint8)
+    there = room[:size].view(np.uint32)
+
+    def tell(_):
+        both = read(room)
+        counts[:] = both[:size].view(np.uint32)
+        if moments is not None:
+            moments[:] = both[size:].view(np.float64)
+        return counts
+
+    averages = None if moments is None else room[size:].view(np.float64)
+    return _encode(x, *arguments, there, averages, tell)
+
+
+def _encode(x, code, inverse, key, costs, dead, rounding, scale, symbol, model, extra, counts, moments, tell):
+    """tell(counts): the counts on the host, asked for whenever they have changed."""
     view(x, "fd")
     costs = view(costs if is_array(costs) else to_device(costs), "f")
     view(symbol, "B"), view(counts, "I")
@@ -46,7 +71,7 @@ def level_encode_symbols(x, code, inverse, key, costs, dead, rounding, scale, sy
         symbol, model, n, models, least, width, copies, counts,
         shared=4 * models * width * copies, real=x.dtype,
     )  # fmt: skip
-    found = read(counts)
+    found = tell(counts)
     keep = host.level_keep(code, found, scale)
     rare = np.abs(np.arange(256) - 128) > np.frombuffer(keep, np.uint8)[:, None]
     escapes = int(found.reshape(models, 256)[rare].sum(dtype=np.int64))
@@ -60,6 +85,7 @@ def level_encode_symbols(x, code, inverse, key, costs, dead, rounding, scale, sy
         real=x.dtype,
     )  # fmt: skip
     pairs = read(listed).reshape(-1, 2)
+    tell(counts)
     return escapes, *host.level_escape_bytes(pairs[np.argsort(pairs[:, 0])].ravel(), n)
 
 
