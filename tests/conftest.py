@@ -15,6 +15,11 @@ def pytest_addoption(parser):
     parser.addoption("--only-gpu-skips", action="store_true", help="a skip that is not about a missing GPU fails")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest test first, so that on several cores the others run beside it."""
+    items.sort(key=lambda item: item.path.stem != "test_sanitizer")
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
