@@ -1,6 +1,8 @@
 """Fixtures that every test file may use: instruction sets, the catalogue, input families."""
 
 import importlib
+import os
+from pathlib import Path
 
 import backends
 import numpy as np
@@ -9,6 +11,9 @@ from cuda_on_cpu import cupy_on_cpu
 
 from compress._cpu import default
 from compress._gpu import device
+
+# what the grid compiles stays with the checkout
+os.environ.setdefault("COMPRESS_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "kernels"))
 
 
 def pytest_addoption(parser):
