@@ -103,8 +103,8 @@ class Compressor(ABC):
     def encode(self, x, key: Key, out: np.ndarray | None = None) -> Message:
         """The message that carries x.
 
-        x: vector of d float32 or float64 (float16, and bfloat16 of ml_dtypes, are widened): NumPy's, CuPy's, or
-        anything with DLPack, a torch tensor for one; the work is done where it lives, and the payload is of its kind.
+        x: vector of d float32 or float64 (float16 and bfloat16 are widened): NumPy's, CuPy's, or anything with
+        DLPack, a torch tensor for one; the work is done where it lives, and the payload is of its kind.
         key: a Key, the same on both sides. out: uint8 buffer for the payload, at least ceil(bits(d) / 8) bytes.
 
         Raises TypeError for another element type; ValueError for another shape or layout, for NaN or Inf

@@ -223,11 +223,12 @@ def output(out, size: int, dtype, payload=None):
 
 
 def buffer(nbytes: int, out=None, x=None):
-    """nbytes of payload on the backend of x (NumPy's): a view of `out` (uint8) where given, to use it again."""
+    """nbytes of payload on the backend of x (NumPy's): a view of `out` (uint8) where given, to use it again.
+
+    `Compressor.encode` has seen to it that x and out live together.
+    """
     if out is None:
         return empty(x, nbytes, np.uint8)
-    if x is not None:
-        together(x, out, ("x", "out"))
     if (
         not (isinstance(out, np.ndarray) or _device.is_array(out))
         or out.dtype != np.uint8
