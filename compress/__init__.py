@@ -1,58 +1,75 @@
-"""compress: a vector goes in, real bytes come out, and every method counts exactly those bytes."""
+"""compress: a vector goes in, real bytes come out, and every method counts exactly those bytes.
 
-from .chunk import ChunkTopK
-from .combine import Composed, ErrorFeedback, Induced, Scaled
-from .compressor import Compressor, Contractive, Identity, Message, Unbiased, catalogue
-from .eden import Eden
-from .guide import recommend
-from .kashin import Kashin
-from .kernels import asarray, backends
-from .key import Key
-from .lowrank import PowerSGD
-from .message import dumps, loads
-from .metrics import Measurement, measure
-from .quantize import Correlated, NaturalCompression, NaturalDithering, ScaledSign, StandardDithering, TernGrad
-from .rotate import DCT, Rotated
-from .sparsify import Bernoulli, PermK, RandK, TopK
-from .trellis import Trellis, UniformQuantizer
+Names and modules are imported when they are first asked for, so that `import compress` costs next to nothing.
+"""
+
+from importlib import import_module as _import_module
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "DCT",
-    "Bernoulli",
-    "ChunkTopK",
-    "Composed",
-    "Compressor",
-    "Contractive",
-    "Correlated",
-    "Eden",
-    "ErrorFeedback",
-    "Identity",
-    "Induced",
-    "Kashin",
-    "Key",
-    "Measurement",
-    "Message",
-    "NaturalCompression",
-    "NaturalDithering",
-    "PermK",
-    "PowerSGD",
-    "RandK",
-    "Rotated",
-    "Scaled",
-    "ScaledSign",
-    "StandardDithering",
-    "TernGrad",
-    "TopK",
-    "Trellis",
-    "Unbiased",
-    "UniformQuantizer",
-    "asarray",
-    "backends",
-    "catalogue",
-    "dumps",
-    "loads",
-    "measure",
-    "recommend",
-]
+# What each module gives.
+_NAMES = {
+    "kernels": ["asarray", "backends"],
+    "key": ["Key"],
+    "compressor": ["Compressor", "Contractive", "Identity", "Message", "Unbiased", "catalogue"],
+    "message": ["dumps", "loads"],
+    "metrics": ["Measurement", "measure"],
+    "quantize": ["Correlated", "NaturalCompression", "NaturalDithering", "ScaledSign", "StandardDithering", "TernGrad"],
+    "sparsify": ["Bernoulli", "PermK", "RandK", "TopK"],
+    "chunk": ["ChunkTopK"],
+    "lowrank": ["PowerSGD"],
+    "kashin": ["Kashin"],
+    "eden": ["Eden"],
+    "trellis": ["Trellis", "UniformQuantizer"],
+    "rotate": ["DCT", "Rotated"],
+    "combine": ["Composed", "ErrorFeedback", "Induced", "Scaled"],
+    "guide": ["recommend"],
+    "comm": ["Communicator", "Ledger", "Local"],
+    "mpi": ["MPI"],
+    "problems": ["L1", "L2", "Box", "Logistic", "Problem", "Quadratic", "Ridge"],
+    "sampling": [
+        "Arbitrary",
+        "FullBatch",
+        "Independent",
+        "Nice",
+        "Partition",
+        "Sampling",
+        "SingleElement",
+        "WithReplacement",
+        "optimal_batch",
+    ],
+    "optimizers.method": ["Method"],
+    "optimizers.shifted": [
+        "DCGD",
+        "DIANA",
+        "EF14",
+        "EF21",
+        "GDCI",
+        "MARINA",
+        "VRGDCI",
+        "DCGDShift",
+        "DCGDStar",
+        "RandDIANA",
+    ],
+    "optimizers.sgd": ["SGD"],
+    "optimizers.run": ["run"],
+    "optimizers.trace": ["Trace", "plot"],
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+_MODULES = {module.partition(".")[0] for module in _NAMES} | {"data"}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name):
+    if name in _HOME:
+        value = getattr(_import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return _import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__, *_MODULES})

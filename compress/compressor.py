@@ -1,6 +1,6 @@
 """Compressor: what a compressor promises, and every check at the boundary.
 
-A new compressor is one class. In a family file of the package the catalogue takes it up, and with it the tests,
+A new compressor is one class. In a module of FAMILIES the catalogue takes it up, and with it the tests,
 the golden files and the benchmark; anywhere else it works with Scaled, Rotated, Induced, ErrorFeedback and measure
 just the same. All of it:
 
@@ -36,6 +36,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from importlib import import_module
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -325,8 +326,14 @@ def _leaves(cls=Compressor):
         yield from _leaves(sub)
 
 
+# The modules that hold compressors, in the order of the catalogue.
+FAMILIES = ("sparsify", "chunk", "quantize", "combine", "eden", "kashin", "rotate", "trellis", "lowrank")
+
+
 def classes() -> dict[str, type[Compressor]]:
     """The compressors of the package by name."""
+    for module in FAMILIES:  # they import this one, and the package imports them when they are asked for
+        import_module(f".{module}", __package__)
     return {cls.__name__: cls for cls in _leaves() if not cls.__name__.startswith("_")}
 
 
