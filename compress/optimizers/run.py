@@ -1,0 +1,397 @@
+"""run: the loop around a method. It measures, stops and saves; what a step does is the method's.
+
+Design note
+-----------
+A. All decisions follow from the rows of the trace, at the time they are recorded, so that every process stops at the
+   same step. Iterates are the same on all, bit for bit, and so is their distance from an x* that is agreed on once. A
+   clock, or a function that measures the error, may say something else on each: rows are then those of process 0.
+B. Between rows a step costs its key and a look at the largest coordinate: a run that diverges is seen before its
+   compressors refuse to encode what is not finite.
+C. A checkpoint is state, rows and ledger after a step, in one file a process, under a temporary name until it is
+   whole. With several processes the file before it stays too: whenever they are killed, there is a step that all have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import sys
+import warnings
+import zipfile
+import zlib
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from .. import kernels
+from ..comm import Communicator
+from ..compressor import positive_int
+from ..key import Key
+from .method import Method
+from .trace import COLUMNS, Row, Trace
+
+_DIVERGED = 1e12  # times the error at the start
+_FAR = 1e15  # a coordinate so large has a row recorded at once
+_FORMAT = 1  # of checkpoints
+_PACKED = struct.Struct("".join(COLUMNS[name].char for name in Row._fields))  # a row of a table
+
+
+def run(
+    method: Method,
+    problem,
+    comm: Communicator,
+    x0,
+    key: Key = Key(0),  # noqa: B008 (it is frozen)
+    *,
+    steps: int,
+    until: float | None = None,
+    bits: float | None = None,
+    seconds: float | None = None,
+    every: int = 1,
+    error=None,
+    progress: bool = False,
+    checkpoint=None,
+    checkpoint_every: float = 60,
+) -> Trace:
+    """Take steps of a method until a rule stops it; the trace of them.
+
+    method, problem, comm, x0: as `Method.init` takes them.
+    key: of all randomness, without a worker; step k, from x^k to x^(k+1), has key.at(k).
+    steps: the most to take.
+    until: an error to stop at. bits: stop when all workers together have sent so many. seconds: stop when steps have
+        taken so long.
+    every: steps from one row of the trace to the next; start and end have a row too. Rules are looked at where one is.
+    error: a function of the iterate, which it must neither change nor keep; ||x - x*||^2 / ||x0 - x*||^2 unless given.
+    progress: whether to show a bar on stderr.
+    checkpoint: a file to save the run in, at its start and end and after every `checkpoint_every` seconds of steps.
+        Where it exists, the run goes on from there and ends with the same bits as one without a break; a run that has
+        ended returns at once, or goes on where the rules now allow more. Of several processes, each further one has a
+        file of its own, ".1" and so on before the ending, in a folder that process 0 sees.
+
+    A run that diverges, to an error that is not finite or above 10^12 times that at the start, ends with a
+    RuntimeWarning, and its trace is returned. (Of several processes, one whose compressor refuses within a step cannot
+    tell the others: that is an error instead.)
+
+    Raises TypeError or ValueError for an argument of another kind or range, for a problem without x_star where `error`
+    is not given, for a checkpoint that is damaged or of another run; ImportError for a bar without rich. What a step
+    raises has a note that says which step.
+
+    >>> import numpy as np, compress
+    >>> problem = compress.Quadratic.random(n=4, d=20, mu=1, L=10)
+    >>> method = compress.DIANA.theoretical(problem, compress.RandK(0.5))
+    >>> trace = compress.run(method, problem, compress.Local(4), np.zeros(20), steps=10_000, until=1e-10)
+    >>> bool(trace.error[-1] <= 1e-10), trace.reason
+    (True, 'error 1e-10 reached')
+    """
+    for value, kind, name in ((method, Method, "method"), (comm, Communicator, "comm"), (key, Key, "key")):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
+    if key.worker_index is not None:
+        raise ValueError(f"key must be one without a worker, got {key!r}")
+    if not (error is None or callable(error)):
+        raise TypeError(f"error must be a function of the iterate, got {error!r}")
+    steps, every = positive_int(steps, "steps"), positive_int(every, "every")
+    until = -math.inf if until is None else _number(until, "until", -math.inf)
+    bits = math.inf if bits is None else _number(bits, "bits")
+    seconds = math.inf if seconds is None else _number(seconds, "seconds")
+    checkpoint_every = _number(checkpoint_every, "checkpoint_every")
+
+    ledger, before = comm.ledger, replace(comm.ledger)
+    state = method.init(problem, comm, x0)
+    measure, measured = _relative_distance(problem, comm, state.x) if error is None else (error, _name(error))
+    alike = error is None and seconds == math.inf and checkpoint is None
+
+    def row(step, elapsed):
+        value = float(measure(state.x))
+        value, elapsed = (value, elapsed) if alike else comm.agree((value, elapsed))
+        up, down = ledger.bits_up - before.bits_up, ledger.bits_down - before.bits_down
+        return Row(step, value, up, down, ledger.wire_bytes - before.wire_bytes, state.oracle, elapsed)
+
+    rows = _Rows([row(0, 0.0)])
+    if not math.isfinite(rows.last.error):
+        raise ValueError(f"the error at x0 is {rows.last.error}")
+    limit = _DIVERGED * abs(rows.last.error) or sys.float_info.max  # an error of zero at the start has no scale
+    rules = _Rules(steps, until, bits, seconds, limit)
+    file, saved = None, None
+    if checkpoint is not None:
+        measured_at_x0 = f"{measured}, {rows.last.error:.9g} at x0"
+        file = _Checkpoint(checkpoint, comm, _fingerprint(method, problem, comm, state, key, every, measured_at_x0))
+        if found := file.load(state):
+            state, rows, sent = found
+            for name, count in sent.items():
+                setattr(ledger, name, getattr(before, name) + count)
+            saved = rows.last
+
+    def save():
+        nonlocal saved
+        sent = {name: count - getattr(before, name) for name, count in asdict(ledger).items()}
+        file.save(state, rows, sent)
+        saved = rows.last
+
+    if file and not saved:
+        save()
+    bar = _bar(progress and comm.process == 0, type(method).__name__, comm.n, steps, rows.last)
+    with np.errstate(over="ignore", invalid="ignore"), bar as show:
+        while not (reason := rules.reason(rows)):
+            start, begin = rows.last, perf_counter()
+            try:
+                for k in range(start.step, min(steps, start.step - start.step % every + every)):
+                    state = method.step(problem, comm, state, key.at(k))
+                    if every > 1 and not kernels.of(state.x).max_abs(state.x) < _FAR:
+                        break
+                if type(state.x) is not np.ndarray:
+                    kernels.host(state.x[:1])  # waits for the device
+            except Exception as failure:
+                refused = isinstance(failure, ValueError) and comm.processes == 1
+                if not (refused and rules.diverged(float(measure(state.x)))):
+                    failure.add_note(f"in step {k} of {method!r}")
+                    raise
+            rows.append(row(k + 1, start.seconds + perf_counter() - begin))
+            show(rows.last)
+            if file and rows.last.seconds - saved.seconds >= checkpoint_every:
+                save()
+        show(rows.last, end=True)
+    if file and saved is not rows.last:
+        save()
+    if rules.diverged(rows.last.error):
+        warnings.warn(reason, RuntimeWarning, stacklevel=2)
+    table = rows.table()
+    columns = {name: table[name].copy() for name in Row._fields}
+    return Trace(**columns, x=kernels.host(state.x), reason=reason, method=repr(method), n=comm.n, measure=measured)
+
+
+def _number(value, name: str, least: float = 0) -> float:
+    """value as a float; TypeError or ValueError that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (math.isfinite(value) and value >= least):
+        raise ValueError(f"{name} must be finite{' and at least 0' if least == 0 else ''}, got {value}")
+    return float(value)
+
+
+def _name(function) -> str:
+    """What is known of a function that has no text of its own."""
+    name = getattr(function, "__name__", type(function).__name__)
+    return "error" if name == "<lambda>" else name
+
+
+def _relative_distance(problem, comm, x0):
+    """The function x -> ||x - x*||^2 / ||x0 - x*||^2, and its name."""
+    try:
+        x_star = kernels.host(kernels.taken(problem.x_star, "x_star"))
+    except (AttributeError, NotImplementedError) as failure:
+        raise ValueError(f"{type(problem).__name__} has no x_star: give error=, a function of the iterate") from failure
+    x_star = kernels.like(x0, np.asarray(comm.agree(x_star), np.float64))
+
+    def squared_distance(x):
+        difference = x - x_star
+        return kernels.of(difference).sum_squares(difference)
+
+    start = squared_distance(x0)
+    if start == 0:
+        raise ValueError("x0 is x*, so that a relative error has no scale: give error=, a function of the iterate")
+    return lambda x: squared_distance(x) / start, "‖x - x*‖² / ‖x⁰ - x*‖²"
+
+
+class _Rows:
+    """Rows in one buffer, 56 bytes each."""
+
+    def __init__(self, rows=()):
+        self._bytes = bytearray()
+        for row in rows:
+            self.append(row)
+
+    def append(self, row: Row) -> None:
+        self.last = row
+        self._bytes += _PACKED.pack(*row)
+
+    def table(self) -> np.ndarray:
+        return np.frombuffer(self._bytes, COLUMNS).copy()  # a view would keep the buffer from growing
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """When a run ends: at the first row that meets one of these, or has an error beyond `limit`."""
+
+    steps: int
+    until: float
+    bits: float
+    seconds: float
+    limit: float
+
+    def diverged(self, error: float) -> bool:
+        return not abs(error) <= self.limit  # NaN too
+
+    def reason(self, rows: _Rows) -> str | None:
+        """Why to stop, or None to go on."""
+        step, error, sent, *_, elapsed = rows.last
+        if self.diverged(error):
+            *_, finite = (row for row in rows.table() if math.isfinite(row["error"]))
+            return f"diverged at step {step}: the last finite error is {finite['error']:.6g}, at step {finite['step']}"
+        if error <= self.until:
+            return f"error {self.until:g} reached"
+        if step >= self.steps:
+            return f"{step} steps taken"
+        if sent >= self.bits:
+            return f"{self.bits:g} bits sent"
+        if elapsed >= self.seconds:
+            return f"{self.seconds:g} seconds spent"
+        return None
+
+
+def _fingerprint(method, problem, comm, state, key, every, measured) -> dict[str, str]:
+    """What a run depends on, in words: a checkpoint is of this run where all of them are the same."""
+    value = f"{float(problem.value(state.x)):.9g} at x0"
+    return {
+        "method": _described(method),
+        "state": ", ".join(state._fields),
+        "problem": f"{type(problem).__name__} of n = {problem.n}, d = {problem.d}, with the value {value}",
+        "comm": f"{comm.n} workers, {comm.processes} processes",
+        "x0": _described(kernels.host(state.x)),
+        "key": repr(key),
+        "every": str(every),
+        "error": measured,
+    }
+
+
+def _described(value) -> str:
+    """repr, with the contents of arrays, and of functions their name in place of an address."""
+    if is_dataclass(value):
+        parts = (f"{field.name}={_described(getattr(value, field.name))}" for field in fields(value))
+        return f"{type(value).__name__}({', '.join(parts)})"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)} with crc32 {zlib.crc32(np.ascontiguousarray(value)):08x}"
+    return _name(value) if callable(value) else repr(value)
+
+
+class _Checkpoint:
+    """Where a run is saved: a .npz file without pickles, `meta` in JSON beside the arrays."""
+
+    def __init__(self, path, comm, fingerprint):
+        self._path, self._comm, self._fingerprint = Path(path), comm, fingerprint
+
+    def _files(self, process: int) -> list[Path]:
+        """Those of a process: the last one saved, and with several processes the one before."""
+        path = self._path.with_suffix(f".{process}{self._path.suffix}") if process else self._path
+        return [path] if self._comm.processes == 1 else [path, path.with_name(f"{path.name}.before")]
+
+    def save(self, state, rows: _Rows, sent: dict[str, int]) -> None:
+        arrays = {"rows": rows.table()}
+        plain = {
+            name: _packed(getattr(state, name), f"state.{name}", arrays) for name in state._fields if name != "scratch"
+        }
+        meta = {"format": _FORMAT, "fingerprint": self._fingerprint, "step": rows.last.step, "sent": sent}
+        arrays["meta"] = np.frombuffer(json.dumps(meta | {"state": plain}).encode(), np.uint8)
+        path, *before = self._files(self._comm.process)
+        temporary = path.with_name(f"{path.name}.tmp")
+        with open(temporary, "wb") as stream:
+            np.savez(stream, **arrays)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if before and path.exists():
+            path.replace(before[0])
+        temporary.replace(path)
+
+    def load(self, state):
+        """(state, rows, what was sent) of the last step that all processes have saved, or None."""
+        comm = self._comm
+        step = comm.agree(self._common_step() if comm.process == 0 else None)
+        if step is None:
+            return None
+        for path in filter(Path.exists, self._files(comm.process)):
+            meta, arrays = self._read(path)
+            if meta["step"] == step:
+                values = {name: _unpacked(plain, arrays, state.x) for name, plain in meta["state"].items()}
+                return state._replace(**values), _Rows(map(Row._make, arrays["rows"].tolist())), meta["sent"]
+        raise ValueError(f"checkpoint {path}: process {comm.process} has not saved step {step}")
+
+    def _common_step(self) -> int | None:
+        steps = [
+            {self._read(path, whole=False)[0]["step"] for path in filter(Path.exists, self._files(process))}
+            for process in range(self._comm.processes)
+        ]
+        common = max(set.intersection(*steps), default=None)
+        if common is None and any(map(any, steps)):  # otherwise nothing is saved, or the first save was cut short
+            raise ValueError(
+                f"checkpoint {self._path}: no step that all processes have saved, but "
+                + ", ".join(f"{sorted(each)} (process {process})" for process, each in enumerate(steps))
+            )
+        return common
+
+    def _read(self, path: Path, whole: bool = True):
+        """meta and, where `whole`, all arrays of a file; ValueError where it is damaged or of another run."""
+        with open(path, "rb") as stream:
+            try:
+                if whole and (damaged := zipfile.ZipFile(stream).testzip()):
+                    raise ValueError(f"{damaged} does not match its checksum")
+                stream.seek(0)
+                with np.load(stream) as file:
+                    meta = json.loads(file["meta"].tobytes())
+                    arrays = {name: file[name] for name in file.files} if whole else {}
+                if meta["format"] != _FORMAT:
+                    raise ValueError(f"format {meta['format']}, this library reads {_FORMAT}")
+                saved = meta["fingerprint"]
+            except Exception as failure:  # of any kind: what zip files and JSON raise is not listed anywhere
+                raise ValueError(
+                    f"checkpoint {path} is damaged, or of another library: {type(failure).__name__}: {failure}"
+                ) from failure
+        differ = [
+            f"{name} was {saved.get(name)}, is {now}"
+            for name, now in self._fingerprint.items()
+            if saved.get(name) != now
+        ]
+        if differ:
+            raise ValueError(f"checkpoint {path} is of another run: {'; '.join(differ)}")
+        return meta, arrays
+
+
+def _packed(value, name: str, arrays: dict):
+    """A field of a state as JSON; arrays, and NumPy's numbers, go to `arrays`, and their names stand for them."""
+    if isinstance(value, list):
+        return [_packed(each, f"{name}.{i}", arrays) for i, each in enumerate(value)]
+    if value is None or type(value) in (bool, int, float):
+        return value
+    arrays[name] = np.asarray(value) if isinstance(value, np.generic) else kernels.host(kernels.taken(value, name))
+    return name
+
+
+def _unpacked(plain, arrays: dict, like):
+    if isinstance(plain, list):
+        return [_unpacked(each, arrays, like) for each in plain]
+    if isinstance(plain, str):
+        return kernels.like(like, arrays[plain]) if arrays[plain].ndim else arrays[plain][()]
+    return plain
+
+
+@contextmanager
+def _bar(shown: bool, name: str, n: int, steps: int, start: Row):
+    """Gives the function that shows a row on a bar on stderr, ten times a second at most, if it is to be shown."""
+    if not shown:
+        yield lambda row, end=False: None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        raise ImportError('progress=True needs rich: pip install "compress-kernels[bench]"') from None
+
+    def figures(row):
+        return {"completed": row.step, "error": row.error, "bits": row.bits_up / n / 1e6}
+
+    texts = TextColumn("error {task.fields[error]:.2e}"), TextColumn("{task.fields[bits]:.3g} Mbit per worker")
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *texts, TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as bar:
+        task, due = bar.add_task(name, total=steps, **figures(start)), 0.0
+
+        def show(row, end=False):
+            nonlocal due
+            if end or perf_counter() >= due:
+                bar.update(task, refresh=True, **figures(row))
+                due = perf_counter() + 0.1
+
+        yield show
