@@ -436,7 +436,8 @@ def test_a_killed_process_goes_on(path):
 
 CHANGES = {
     "method": {"method": Descent(0.04)},
-    "problem": {"problem": compress.Quadratic.random(n=N, d=D, mu=1, L=10, seed=3)},
+    "problem": {"problem": type("Other", (compress.Quadratic,), {}).random(n=N, d=D, mu=1, L=10, seed=2)},
+    "value": {"problem": compress.Quadratic.random(n=N, d=D, mu=1, L=10, seed=3)},
     "x0": {"x0": np.nextafter(X0, 2)},
     "key": {"key": Key(1)},
     "every": {"every": 2},

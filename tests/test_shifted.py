@@ -150,7 +150,9 @@ def test_the_mean_of_20_runs_keeps_to_its_bound(method, problem):
 
 def test_what_is_proven_exact_is(method, problem):
     exact = type(method).__name__ in EXACT
-    trace = compress.run(method, problem, compress.Local(N), start(), steps=12_000 if exact else 3000, until=1e-20, every=10)
+    trace = compress.run(
+        method, problem, compress.Local(N), start(), steps=12_000 if exact else 3000, until=1e-20, every=10
+    )
     assert (trace.error[-1] <= 1e-20) == exact, trace.reason
 
 
@@ -284,7 +286,7 @@ def test_the_kind_of_compressor_is_named(problem):
         with pytest.raises(TypeError, match=f"{cls.__name__} needs a contractive compressor, and RandK"):
             cls.theoretical(problem, RANDK)
     adaptive = compress.Trellis(bits=2, unbiased=True)
-    with pytest.raises(TypeError, match="DIANA: Trellis.* has no proven omega"):
+    with pytest.raises(TypeError, match=r"DIANA: Trellis.* has no proven omega"):
         compress.DIANA.theoretical(problem, adaptive)
     compress.DIANA(adaptive, 0.01, 0.5).init(problem, compress.Local(N), start())  # with steps of one's own it runs
 

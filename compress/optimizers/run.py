@@ -35,6 +35,8 @@ from ..key import Key
 from .method import Method
 from .trace import COLUMNS, Row, Trace
 
+# What a process that holds the data of its own workers alone knows in a way of its own.
+_OWN = ("value", "error")
 _DIVERGED = 1e12  # times the error at the start
 _FAR = 1e15  # a coordinate so large has a row recorded at once
 _FORMAT = 1  # of checkpoints
@@ -118,9 +120,14 @@ def run(
     limit = _DIVERGED * abs(rows.last.error) or sys.float_info.max  # an error of zero at the start has no scale
     rules = _Rules(steps, until, bits, seconds, limit)
     file, saved = None, None
-    if checkpoint is not None:
+    if checkpoint is not None or comm.processes > 1:
         measured_at_x0 = f"{measured}, {rows.last.error:.9g} at x0"
-        file = _Checkpoint(checkpoint, comm, _fingerprint(method, problem, comm, state, key, every, measured_at_x0))
+        fingerprint = _fingerprint(method, problem, comm, state, key, every, measured_at_x0)
+        theirs = comm.agree(fingerprint) | {name: fingerprint[name] for name in _OWN}
+        if differ := _differences(theirs, fingerprint, "{} is {} on process 0, {} on this one"):
+            raise ValueError(f"every process must make the same run: {differ}")
+    if checkpoint is not None:
+        file = _Checkpoint(checkpoint, comm, fingerprint)
         if found := file.load(state):
             state, rows, sent = found
             for name, count in sent.items():
@@ -246,17 +253,24 @@ class _Rules:
 
 def _fingerprint(method, problem, comm, state, key, every, measured) -> dict[str, str]:
     """What a run depends on, in words: a checkpoint is of this run where all of them are the same."""
-    value = f"{float(problem.value(state.x)):.9g} at x0"
     return {
         "method": _described(method),
         "state": ", ".join(state._fields),
-        "problem": f"{type(problem).__name__} of n = {problem.n}, d = {problem.d}, with the value {value}",
+        "problem": f"{type(problem).__name__} of n = {problem.n}, d = {problem.d}",
+        "value": f"{float(problem.value(state.x)):.9g} at x0",
         "comm": f"{comm.n} workers, {comm.processes} processes",
         "x0": _described(kernels.host(state.x)),
         "key": repr(key),
         "every": str(every),
         "error": measured,
     }
+
+
+def _differences(one: dict, other: dict, sentence: str) -> str:
+    """What differs between two fingerprints, in words."""
+    return "; ".join(
+        sentence.format(name, one.get(name), value) for name, value in other.items() if one.get(name) != value
+    )
 
 
 def _described(value) -> str:
@@ -340,13 +354,8 @@ class _Checkpoint:
                 raise ValueError(
                     f"checkpoint {path} is damaged, or of another library: {type(failure).__name__}: {failure}"
                 ) from failure
-        differ = [
-            f"{name} was {saved.get(name)}, is {now}"
-            for name, now in self._fingerprint.items()
-            if saved.get(name) != now
-        ]
-        if differ:
-            raise ValueError(f"checkpoint {path} is of another run: {'; '.join(differ)}")
+        if differ := _differences(saved, self._fingerprint, "{} was {}, is {}"):
+            raise ValueError(f"checkpoint {path} is of another run: {differ}")
         return meta, arrays
 
 

@@ -1,0 +1,194 @@
+"""MPI: the workers of a run on the ranks of an MPI job, through mpi4py.
+
+Design note
+-----------
+A. A round is one exchange of headers, 24 bytes a message, and one of payloads, both in place. Nothing is padded: what
+   travels is what the ledger counts. A round of empty messages ends with its headers.
+B. Exchanges are nonblocking, and the wait for them is a loop in Python. Measured with MPICH 5 and two ranks on one
+   machine it is no slower than the blocking call, and twice as fast above two megabytes. It lets signals in, gives
+   the processor away where others want it, and sees that a rank is gone:
+C. A rank that ends tells the next one how many exchanges it took part in, and whoever waits for one more raises. Where
+   some ranks have ended and others not, one of those left has such a neighbour, and its error ends the job.
+D. A rank that dies is noticed by the launcher, which ends the others. MPICH's misses one exit without MPI_Finalize
+   in a hundred, so that a rank that has waited for long also asks whether its neighbour on the machine lives.
+E. An uncaught exception ends the job on every rank, under `python -m mpi4py` and without.
+F. The hosted workers get back the very messages they gave. Those of the others are views of one receive buffer, which
+   is moved to the GPU where the messages given live there.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+import sys
+import time
+
+import numpy as np
+
+from . import kernels
+from .comm import Communicator
+from .compressor import Message, positive_int
+
+_ENDED = 0x636F  # the tag of what a rank says when it ends
+_AGREE = -1  # in place of a message's size: the payload is a value to agree on
+_LONG = 1.0  # seconds of waiting
+_FORWARDED = 0.2  # seconds in which the launcher passes on what was printed; it drops the rest when a job is aborted
+
+
+class MPI(Communicator):
+    """n workers in contiguous blocks on the ranks of an MPI communicator.
+
+    n: workers in all, at least one a rank, the same number on every rank. comm: an mpi4py intracommunicator,
+    COMM_WORLD unless given. Making an MPI and calling its methods is collective: every rank runs the same script.
+
+    Iterates and ledger are those of `Local(n)`, bit for bit. An exception that nobody catches ends the job on all
+    ranks, and so does a rank that ends while another waits for its messages (RuntimeError there).
+
+    Raises ImportError where mpi4py or an MPI library is missing, TypeError unless n is an integer and comm an
+    intracommunicator, ValueError where n differs between ranks or is smaller than their number.
+
+    On one rank, as here, all workers are hosted; `mpiexec -n 2 python script.py` has five on each of two:
+
+    >>> import numpy as np, compress
+    >>> comm, C, key = MPI(10), compress.RandK(0.1), compress.Key(0)
+    >>> sent = [C.encode(np.ones(100), key.worker(i)) for i in comm.workers]
+    >>> len(comm.allgather(sent)), comm.ledger.messages
+    (10, 10)
+    """
+
+    def __init__(self, n: int, comm=None):
+        library = _library()
+        comm = library.COMM_WORLD if comm is None else comm
+        if not isinstance(comm, library.Intracomm):
+            raise TypeError(f"comm must be an mpi4py intracommunicator, got {comm!r}")
+        self._link = _link(library, comm)
+        rank, ranks = comm.rank, comm.size
+        n = positive_int(n, "n")
+        given = np.full(ranks, n)
+        self._link.exchange(given, np.arange(ranks + 1))
+        if np.any(given != n):
+            raise ValueError(f"n must be the same on every rank, got {given.tolist()}")
+        if n < ranks:
+            raise ValueError(f"{n} workers on {ranks} ranks: every rank must host at least one")
+        self._first = n * np.arange(ranks + 1) // ranks  # rank r hosts workers first[r] to first[r + 1] - 1
+        super().__init__(n, range(int(self._first[rank]), int(self._first[rank + 1])), rank, ranks)
+
+    def _gather(self, messages):
+        if self.processes == 1:
+            return messages
+        payloads = [kernels.taken(message.payload, "payload") for message in messages]
+        headers = np.empty((self.n, 3), np.int64)
+        for i, message, payload in zip(self.workers, messages, payloads, strict=True):
+            if payload.nbytes != -(-message.bits // 8):
+                raise ValueError(f"the message of worker {i} has {message.bits} bits in {payload.nbytes} bytes")
+            headers[i] = message.bits, message.size, np.dtype(message.dtype).itemsize
+        self._link.exchange(headers, 3 * self._first)
+        agreeing = headers[:, 1] == _AGREE
+        if np.any(agreeing) and not np.all(agreeing):
+            raise RuntimeError("some ranks send messages, others agree on a value: every rank must take the same steps")
+
+        ends = np.concatenate(([0], np.cumsum(-(-headers[:, 0] // 8))))
+        buffer = np.empty(ends[-1], np.uint8)
+        for i, payload in zip(self.workers, payloads, strict=True):
+            buffer[ends[i] : ends[i + 1]] = kernels.host(payload)
+        if buffer.size:
+            self._link.exchange(buffer, ends[self._first])
+        buffer = kernels.like(payloads[0], buffer)
+        everyone = []
+        for i, (bits, size, itemsize) in enumerate(headers.tolist()):
+            if i in self.workers:
+                everyone.append(messages[i - self.workers.start])
+            else:
+                payload = kernels.given(buffer[ends[i] : ends[i + 1]], messages[0].payload)
+                everyone.append(Message(payload, bits, size, np.dtype(f"f{itemsize}")))
+        return everyone
+
+    def agree(self, value):
+        data = np.frombuffer(pickle.dumps(value) if self.process == 0 else b"", np.uint8)
+        said = Message(data, 8 * data.size, _AGREE, np.dtype(np.float32))
+        silent = said._replace(payload=data[:0], bits=0)
+        return pickle.loads(self._gather([said, *[silent] * (len(self.workers) - 1)])[0].payload)
+
+    def __repr__(self):
+        return f"MPI({self.n})"
+
+
+class _Link:
+    """The exchanges over a communicator, counted. Whatever ends a rank that has one ends the job."""
+
+    def __init__(self, library, comm):
+        self.comm, self._library = comm, library
+        self._count = 0
+        self._before, self._after = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
+        self._end = None  # how many exchanges the rank before took part in, once it has ended
+        here = os.uname().nodename, os.readlink("/proc/self/ns/pid")  # where a process id says who it is
+        pids = {r: pid for r, (there, pid) in enumerate(comm.allgather((here, os.getpid()))) if there == here}
+        beside = list(pids)
+        self._beside = beside[beside.index(comm.rank) - 1]
+        self._pid = pids[self._beside]
+        if comm.size > 1:
+            self._excepthook, sys.excepthook = sys.excepthook, self._abort
+            atexit.register(self._leave)
+
+    def exchange(self, buffer, bounds) -> None:
+        """Fill elements bounds[r] to bounds[r + 1] of a buffer with what rank r has there, for every r."""
+        self._count += 1
+        start = time.monotonic()
+        request = self.comm.Iallgatherv(self._library.IN_PLACE, [buffer, (np.diff(bounds), bounds[:-1])])
+        while not request.Test():
+            if self._end is None and self.comm.Iprobe(self._before, _ENDED):
+                self._end = self.comm.recv(source=self._before, tag=_ENDED)
+            if self._end is not None and self._end < self._count:
+                raise RuntimeError(
+                    f"rank {self._before} has ended while rank {self.comm.rank} waits for its messages: "
+                    "every rank must take the same steps"
+                )
+            if time.monotonic() > start + _LONG and not _alive(self._pid):
+                raise RuntimeError(f"rank {self._beside} has died")
+            os.sched_yield()
+
+    def _leave(self):
+        if self.comm != self._library.COMM_NULL and not self._library.Is_finalized():
+            self.comm.isend(self._count, self._after, _ENDED)
+
+    def _abort(self, *error):
+        try:
+            self._excepthook(*error)
+            sys.stdout.flush()
+            time.sleep(_FORWARDED)
+        finally:
+            if not self._library.Is_finalized():
+                self._library.COMM_WORLD.Abort(1)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs: one that has died may still be listed, as a zombie, until its parent asks for it."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] not in b"ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+_links: list[_Link] = []
+
+
+def _link(library, comm) -> _Link:
+    """The one link of a communicator, however many engines use it."""
+    for link in _links:
+        if link.comm == comm:
+            return link
+    _links.append(_Link(library, comm))
+    return _links[-1]
+
+
+def _library():
+    try:
+        from mpi4py import MPI as library
+    except (ImportError, RuntimeError) as error:  # the latter where there is no MPI to load
+        reason = str(error).partition("\n")[0]
+        raise ImportError(
+            f'MPI needs mpi4py and an MPI library ({reason}): pip install "compress-kernels[mpi]"'
+        ) from error
+    return library

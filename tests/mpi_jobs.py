@@ -1,0 +1,151 @@
+"""The jobs of test_mpi.py: `mpiexec -n 2 python -m mpi4py mpi_jobs.py NAME` calls the function NAME on every rank."""
+
+import importlib.util
+import os
+import re
+import signal
+import sys
+
+import numpy as np
+from cuda_on_cpu import cupy_on_cpu
+
+import compress
+from compress._gpu import device
+
+KEY = compress.Key(0)
+
+
+def same_as_local():
+    """Runs and rounds of messages by MPI(n) and Local(n), whatever the number of ranks."""
+    problem = compress.Quadratic.random(n=5, d=30, mu=1, L=10)
+    for method in (
+        compress.DIANA.theoretical(problem, compress.RandK(0.3)),
+        compress.RandDIANA.theoretical(problem, compress.StandardDithering(3)),
+        compress.EF21.theoretical(problem, compress.TopK(0.1)),
+    ):
+        comm, local = compress.MPI(5), compress.Local(5)
+        trace, expected = (compress.run(method, problem, c, np.ones(30), KEY, steps=40) for c in (comm, local))
+        assert trace.x.tobytes() == expected.x.tobytes()
+        assert trace.step.size == 41 and trace.error[-1] < trace.error[0]
+        for column in ("step", "error", "bits_up", "bits_down", "wire_bytes", "oracle"):
+            assert np.array_equal(getattr(trace, column), getattr(expected, column)), column
+        assert comm.ledger == local.ledger
+    rounds_of_any_length(comm, local)
+    kinds_of_arrays(comm)
+    assert comm.agree(("said", comm.process)) == ("said", 0)
+    assert comm.agree(None) is None
+    share = len(comm.workers)
+    assert (comm.processes, share) == (1, 5) or share in (2, 3)
+    assert (sys.excepthook is sys.__excepthook__) == (comm.processes == 1)
+    print(f"rank {comm.process} of {comm.processes} has workers {comm.workers}")
+
+
+def another_method():
+    """A step size that differs between the ranks."""
+    comm, problem = compress.MPI(2), compress.Quadratic.random(n=2, d=8, mu=1, L=10)
+    method = compress.DIANA(compress.RandK(0.3), 0.01 * (1 + comm.process), 0.1)
+    compress.run(method, problem, comm, np.ones(8), steps=10)
+
+
+def rounds_of_any_length(comm, local):
+    rng = np.random.default_rng(0)
+    C = compress.UniformQuantizer(bits=2)
+    for k in range(30):
+        key = KEY.at(k)
+        sizes = [0, int(rng.integers(60)), 100, 1, 0] if k else [0] * 5
+        sent = [C.encode(rng.standard_normal(d), key.worker(i)) for i, d in enumerate(sizes)]
+        received = comm.allgather(sent[i] for i in comm.workers)
+        assert received == local.allgather(sent)
+        assert all(received[i] is sent[i] for i in comm.workers)
+        assert comm.ledger == local.ledger
+
+
+def kinds_of_arrays(comm):
+    """What is given comes back: a tensor, and CuPy's arrays, here those of the host's grid."""
+    sizes = [3, 0, 70, 1, 8]
+    plain = [compress.Message(np.full(d, i, np.uint8), 8 * d, d, np.dtype("f4")) for i, d in enumerate(sizes)]
+    kinds = [(cupy_on_cpu.asarray, cupy_on_cpu.ndarray)]
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        kinds.append((torch.from_numpy, torch.Tensor))
+    device._cupy = cupy_on_cpu
+    for convert, kind in kinds:
+        received = comm.allgather(plain[i]._replace(payload=convert(plain[i].payload)) for i in comm.workers)
+        assert all(isinstance(message.payload, kind) for message in received)
+        assert received == plain
+    device._cupy = None
+
+
+def errors_on_both_ranks():
+    """Mismatches that every rank sees, and can go on from."""
+    rank = world().rank
+    for make, error, match in (
+        (lambda: compress.MPI(4 + rank), ValueError, r"n must be the same on every rank, got \[4, 5\]"),
+        (lambda: compress.MPI(1), ValueError, "1 workers on 2 ranks"),
+        (lambda: compress.MPI(2.0), TypeError, "n must be an integer"),
+        (lambda: compress.MPI(2, "world"), TypeError, "comm must be an mpi4py intracommunicator, got 'world'"),
+        (lambda: messages(agree=rank == 1), RuntimeError, "some ranks send messages, others agree"),
+        (lambda: messages(bits=65), ValueError, f"message of worker {2 * rank} has 65 bits in 8 bytes"),
+    ):
+        try:
+            make()
+        except error as caught:
+            assert re.search(match, str(caught)), caught
+        else:
+            raise AssertionError(f"no {error.__name__} about {match}")
+    messages()
+    print(f"rank {rank} has seen all")
+
+
+def worker_error():
+    """An exception on one rank, with a hook that was there before."""
+    plain = sys.excepthook
+
+    def hook(*error):
+        print("the first hook", file=sys.stderr)
+        plain(*error)
+
+    sys.excepthook = hook
+    messages()
+    if world().rank == 1:
+        compress.Identity().encode(np.array([1.0, np.nan]), KEY.worker(3))
+    world().Barrier()  # where no message is waited for
+
+
+def killed():
+    messages()
+    if world().rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    messages()
+
+
+def dies():
+    """A rank that dies unseen by the launcher, which is told to leave the others alone."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # how it would tell them
+    messages()
+    if world().rank == 1:
+        os._exit(3)
+    messages()
+
+
+def ends_early():
+    for _ in range(2 - world().rank):
+        messages()
+
+
+def world():
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD
+
+
+def messages(agree=False, bits=64):
+    """A round of four messages of 64 bits."""
+    comm = compress.MPI(4)
+    message = compress.Message(np.zeros(8, np.uint8), bits, 1, np.dtype("f8"))
+    return comm.agree(1) if agree else comm.allgather([message] * len(comm.workers))
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
