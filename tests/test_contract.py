@@ -235,7 +235,10 @@ def test_half_precision_is_widened(C):
     for dtype in (np.float16, ml_dtypes.bfloat16):
         narrow = x.astype(dtype)
         wide = narrow.astype(np.float32)
-        np.testing.assert_array_equal(C.encode(narrow, KEY).payload, C.encode(wide, KEY).payload)
+        if C.exact:
+            np.testing.assert_array_equal(C.encode(narrow, KEY).payload, C.encode(wide, KEY).payload)
+        else:  # a BLAS may take another way for another address
+            np.testing.assert_allclose(C(narrow, KEY), C(wide, KEY), rtol=1e-3, atol=1e-6)
 
 
 @each

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import json
 import struct
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import backends
 import numpy as np
 import pytest
+import test_golden
 
 import compress
 from compress import kernels
@@ -374,6 +376,12 @@ def test_another_device_is_refused():
 
 
 # Threads and memory
+
+
+@pytest.mark.parametrize("C", test_golden.ENTRIES, ids=repr)
+def test_golden_bytes_on_a_gpu(C):
+    backends.use("gpu")
+    assert test_golden.entry(backends.OnDevice(C)) == json.loads(test_golden.FILE.read_text())[repr(C)]
 
 
 ORDERS = """if True:
