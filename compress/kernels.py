@@ -176,6 +176,9 @@ def vector(x, name: str = "x"):
         flags = x.flags
         if flags.c_contiguous and flags.aligned:
             return x
+    elif _device.is_array(x) and x.dtype in (_FLOAT32, _FLOAT64) and x.ndim == 1 and x.flags.c_contiguous:
+        if x.data.ptr % x.itemsize == 0:
+            return x
     given, x = x, _widened(x, name)
     if x.dtype not in (_FLOAT32, _FLOAT64) or not x.dtype.isnative:
         raise TypeError(f"{name} must be float32 or float64 (float16 and bfloat16 are widened), got {x.dtype}")

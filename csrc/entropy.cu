@@ -497,13 +497,14 @@ struct Decoder {
     state = 0;
     spent = 0;
 
-    const int adding = !context && m.add, full = more || lanes < WARP ? 0 : (tail ? whole : n / WARP) & ~3;
+    const int adding = !context && m.add;
+    const int full = dithered || context || lanes < WARP ? 0 : (tail ? whole : n / WARP) & ~3;
     const auto held = [&](int p) { return adding && lane < lanes && p < n ? out[p] : 0; };
     real a = held(lane), b = held(lanes + lane), c = held(2 * lanes + lane), d = held(3 * lanes + lane);
     int t = 0, wrong = 0;
-    if (!more)
+    if (!dithered && !context)
       for (; t < full; t += 4) {
-        words.keep(4 * WARP);
+        words.keep((more ? 8 : 4) * WARP);
 #pragma unroll
         for (int k = 0; k < 4; ++k) { /* what is added to is fetched before */
           const int p = (t + k) * WARP + lane;

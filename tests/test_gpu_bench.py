@@ -48,6 +48,7 @@ def test_a_wrong_byte_is_found(grid, monkeypatch):
 def test_the_report(grid, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(gpu, "BATCHES", 1)
     monkeypatch.setattr(gpu, "CALLS", 1)
+    monkeypatch.setattr(gpu, "BUSY", 16)
     monkeypatch.setattr(gpu, "compare", lambda *_: ([("RandK(k=1)", 31, "float32", "normal", "payload")], 2))
     assert command.main(["gpu_check", "--quick", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr().out

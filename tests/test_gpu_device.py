@@ -231,6 +231,12 @@ def test_arrays_on_different_devices(grid, monkeypatch):
     class Elsewhere(grid.ndarray):
         device = property(lambda self: grid.cuda.Device(1))
 
+        @property
+        def data(self):
+            memory = super().data
+            memory.device_id = 1
+            return memory
+
     x = Elsewhere(np.ones(100, np.float32))
     with pytest.raises(ValueError, match=r"lives on GPU 1, the current device is GPU 0: .* share the current device"):
         compress.TernGrad().encode(x, KEY)

@@ -45,10 +45,11 @@ _TYPES = {
     "f32": np.float32,
     "f64": np.float64,
 }
-_REAL = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
-_KIND = {"f4": "f", "f8": "d", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
+_REAL = {kind: name for t, name in ((np.float32, "f32"), (np.float64, "f64")) for kind in (t, np.dtype(t))}
+_KIND = {np.dtype(kind): kind for kind in "fdBHIQ"}  # struct format
 _LEAST_CAPABILITY = 80  # the kernels use what sm_80 has
 _FREE_SHARED = 16 << 10  # bytes beyond which dynamic shared memory is asked for: with a kernel's own, 48 KB are free
+_NULL = np.uintp(0)
 _asking = threading.Lock()
 
 _cupy = None  # what serves as CuPy in tests
@@ -177,7 +178,7 @@ def view(x, kinds: str):
     """x, a vector whose element type is one of `kinds` (struct format); TypeError or BufferError otherwise."""
     if not is_array(x):
         raise TypeError(f"mixed arguments: a {type(x).__module__}.{type(x).__name__} among CuPy arrays")
-    kind = _KIND.get(x.dtype.str[1:], x.dtype.str)
+    kind = _KIND.get(x.dtype) or x.dtype.str
     if x.ndim != 1 or kind not in kinds:
         raise TypeError(f"expected a vector of one of {kinds!r} (struct format), got {x.ndim} dimensions of {kind!r}")
     if not x.flags.c_contiguous:
@@ -194,7 +195,7 @@ def need(x, n: int, name: str) -> None:
 def match(x, out, name: str) -> None:
     """out must be a vector of x's type and length."""
     if out.dtype != x.dtype or out.size != x.size:
-        kinds = [_KIND[a.dtype.str[1:]] for a in (out, x)]
+        kinds = [_KIND[a.dtype] for a in (out, x)]
         raise ValueError(f"{name}: out must match x, got {out.size} of {kinds[0]!r} for {x.size} of {kinds[1]!r}")
 
 
@@ -314,7 +315,20 @@ def _module(module, topic: str, real: str, arch: str):
 def _function(module, topic: str, real: str, name: str, device: int):
     function = _module(module, topic, real, module.cuda.Device(device).compute_capability).get_function(name)
     types = [(np.dtype(_TYPES[real if t == "real" else t]), pointer) for t, pointer in _parameters(topic)[name]]
-    return function, types, [_FREE_SHARED]
+    return function, [(t, t.type, pointer) for t, pointer in types], [_FREE_SHARED]
+
+
+def _refuse(name, i, value, dtype, device):
+    """Why argument i of a kernel cannot be this one."""
+    if not is_array(value):
+        raise TypeError(f"mixed arguments: argument {i} of {name} is no CuPy array but a {type(value).__name__}")
+    if value.dtype != dtype or not value.flags.c_contiguous:
+        raise TypeError(f"argument {i} of {name} must be contiguous {dtype}, got {value.dtype}")
+    there = value.data.device_id
+    raise ValueError(
+        f"an array lives on GPU {there}, the current device is GPU {device}: arrays of one call must "
+        f"share the current device (with cupy.cuda.Device({there}): ...)"
+    )
 
 
 def launch(topic: str, name: str, blocks: int, threads: int, *arguments, real=np.float32, shared: int = 0) -> None:
@@ -324,26 +338,24 @@ def launch(topic: str, name: str, blocks: int, threads: int, *arguments, real=np
     """
     if blocks == 0:
         return
-    module = cupy()
-    device = module.cuda.Device().id
-    function, types, granted = _function(module, topic, _REAL[np.dtype(real)], name, device)
+    module = _cupy or _imported()
+    device = module.cuda.runtime.getDevice()
+    function, types, granted = _function(module, topic, _REAL[real], name, device)
     if len(arguments) != len(types):
         raise TypeError(f"{name} takes {len(types)} arguments, got {len(arguments)}")
-    values = []
-    for i, (value, (dtype, pointer)) in enumerate(zip(arguments, types, strict=True)):
+    values, kind = [], module.ndarray
+    for value, (dtype, number, pointer) in zip(arguments, types, strict=True):
         if not pointer:
-            value = dtype.type(value)
+            value = number(value)
         elif value is None:
-            value = np.uintp(0)
-        elif not is_array(value):
-            raise TypeError(f"mixed arguments: argument {i} of {name} is no CuPy array but a {type(value).__name__}")
-        elif value.dtype != dtype or not value.flags.c_contiguous:
-            raise TypeError(f"argument {i} of {name} must be contiguous {dtype}, got {value.dtype}")
-        elif value.device.id != device:
-            raise ValueError(
-                f"an array lives on GPU {value.device.id}, the current device is GPU {device}: arrays of one call must "
-                f"share the current device (with cupy.cuda.Device({value.device.id}): ...)"
-            )
+            value = _NULL
+        elif (
+            not isinstance(value, kind)
+            or value.dtype != dtype
+            or not value.flags.c_contiguous
+            or value.data.device_id != device
+        ):
+            _refuse(name, len(values), value, dtype, device)
         values.append(value)
     if shared > granted[0]:
         with _asking:  # what another thread launches may need more

@@ -42,9 +42,12 @@ def _told_to_host(x, *arguments):
 def _encode(x, code, inverse, key, costs, dead, rounding, scale, symbol, model, extra, counts, moments, tell):
     """tell(counts): the counts on the host, asked for whenever they have changed."""
     view(x, "fd")
-    costs = view(costs if is_array(costs) else to_device(costs), "f")
     view(symbol, "B"), view(counts, "I")
     states, _, dithered, context, _ = code
+    if is_array(costs):
+        view(costs, "f")
+    elif states > 1 and not dithered:  # what weighs them
+        costs = to_device(costs)
     n, models = x.size, host.level_model_count(code)
     need(costs, 6 * (host.LEVEL_OCTAVES if context else 1), "costs")
     need(symbol, n, "symbol")

@@ -34,7 +34,7 @@ def _flushed(a):
 
 class _Memory:
     def __init__(self, host):
-        self.host, self.ptr = host, host.ctypes.data
+        self.host, self.ptr, self.device_id = host, host.ctypes.data, 0
 
     def copy_from_device_async(self, source, size):
         self.host.view(np.uint8)[:size] = source.host.view(np.uint8)[:size]
@@ -338,6 +338,7 @@ cuda = SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError,
         getDeviceProperties=lambda number: {"name": b"the host, block by block"},
         getDeviceCount=lambda: 1,
+        getDevice=lambda: 0,
     ),
     Event=_Event,
     get_elapsed_time=lambda start, end: 1e3 * (end.at - start.at),
