@@ -1,4 +1,4 @@
-"""Top-K inside chunks and the levels of its values: csrc/chunk.cu on the host's grid against the CPU, byte for byte."""
+"""Top-K inside chunks and the levels of its values: csrc/chunk.cu against the CPU, byte for byte."""
 
 import numpy as np
 import pytest
@@ -50,20 +50,20 @@ def test_shapes_take_every_way():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("chunk, k", SHAPES)
-def test_selection(grid, chunk, k, dtype):
+def test_selection(gpu, chunk, k, dtype):
     for n in (0, 1, chunk - 1, chunk, chunk + 1, 3 * chunk + chunk // 3):
         for name, x in inputs(n + 1, dtype, n).items():
             x = x[1:]  # aligned to an element alone
-            np.testing.assert_array_equal(selected(grid, x, chunk, k), selected(cpu, x, chunk, k), f"{name} {n}")
+            np.testing.assert_array_equal(selected(gpu, x, chunk, k), selected(cpu, x, chunk, k), f"{name} {n}")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("chunk, k", LONG)
-def test_selection_in_long_chunks(grid, chunk, k, dtype):
+def test_selection_in_long_chunks(gpu, chunk, k, dtype):
     n = chunk + chunk // 5
     for name, x in inputs(n, dtype, n).items():
         if name in ("normal", "ties", "equal", "zero", "sparse"):
-            np.testing.assert_array_equal(selected(grid, x, chunk, k), selected(cpu, x, chunk, k), name)
+            np.testing.assert_array_equal(selected(gpu, x, chunk, k), selected(cpu, x, chunk, k), name)
 
 
 def test_selection_depends_on_no_order(in_any_order):
@@ -72,12 +72,12 @@ def test_selection_depends_on_no_order(in_any_order):
             np.testing.assert_array_equal(selected(in_any_order, x, chunk, k), selected(cpu, x, chunk, k), name)
 
 
-def test_more_chunks_than_blocks(grid, monkeypatch):
+def test_more_chunks_than_blocks(gpu, monkeypatch):
     monkeypatch.setattr(plans, "_MOST_BLOCKS", 3)
     x = inputs(10_000, np.float32)["ties"]
     for chunk, k in [(64, 8), (1000, 30), (32, 30)]:
-        np.testing.assert_array_equal(selected(grid, x, chunk, k), selected(cpu, x, chunk, k))
-    assert encoded(grid, x, 4, 3).tobytes() == encoded(cpu, x, 4, 3).tobytes()
+        np.testing.assert_array_equal(selected(gpu, x, chunk, k), selected(cpu, x, chunk, k))
+    assert encoded(gpu, x, 4, 3).tobytes() == encoded(cpu, x, 4, 3).tobytes()
 
 
 def values(n, dtype, k, seed=0):
@@ -115,7 +115,7 @@ def decoded(kernels, data, n, k, width, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("width", range(1, 9))
-def test_values(grid, width, dtype):
+def test_values(gpu, width, dtype):
     for n, k in [
         (0, 3),
         (1, 1),
@@ -133,9 +133,9 @@ def test_values(grid, width, dtype):
                 continue
             x = x[1:]
             data = encoded(cpu, x, k, width)
-            assert encoded(grid, x, k, width).tobytes() == data.tobytes(), (name, n, k)
+            assert encoded(gpu, x, k, width).tobytes() == data.tobytes(), (name, n, k)
             if n:
-                back = decoded(grid, data, n, k, width, dtype)
+                back = decoded(gpu, data, n, k, width, dtype)
                 assert back.tobytes() == decoded(cpu, data, n, k, width, dtype).tobytes(), (name, n, k)
 
 
@@ -151,7 +151,7 @@ def test_values_depend_on_no_order(in_any_order):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_any_bytes_decode_as_on_the_cpu(grid, dtype):
+def test_any_bytes_decode_as_on_the_cpu(gpu, dtype):
     rng = np.random.default_rng(5)
     top = int(np.float64(np.finfo(dtype).max).view(np.uint64) >> 32)
     for trial in range(60):
@@ -161,7 +161,7 @@ def test_any_bytes_decode_as_on_the_cpu(grid, dtype):
         lowest = int(rng.integers(0, highest + 1)) if trial % 3 else 0
         header = np.array([lowest, highest, rng.integers(0, (8 << 20) + 1)], np.uint32)
         data[:12] = header.view(np.uint8)
-        assert decoded(grid, data, n, k, width, dtype).tobytes() == decoded(cpu, data, n, k, width, dtype).tobytes()
+        assert decoded(gpu, data, n, k, width, dtype).tobytes() == decoded(cpu, data, n, k, width, dtype).tobytes()
 
 
 def outcome(function, *arguments):
@@ -172,7 +172,7 @@ def outcome(function, *arguments):
     return None
 
 
-def test_errors_are_those_of_the_cpu(grid):
+def test_errors_are_those_of_the_cpu(gpu):
     x, indices, data = np.ones(100, np.float32), np.zeros(7, np.uint32), np.zeros(300, np.uint8)
     calls = [
         ("chunk_topk", x, 4, 5, indices),
@@ -191,4 +191,4 @@ def test_errors_are_those_of_the_cpu(grid):
         calls.append(("chunk_values_decode", wrong, 8, 2, x))
     for name, *arguments in calls:
         expected = outcome(getattr(cpu, name), *arguments)
-        assert expected and outcome(getattr(grid, name), *arguments) == expected, (name, arguments)
+        assert expected and outcome(getattr(gpu, name), *arguments) == expected, (name, arguments)

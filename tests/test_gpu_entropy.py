@@ -1,4 +1,4 @@
-"""The entropy coder on the grid against the CPU's, byte for byte."""
+"""The GPU's entropy coder against the CPU's, byte for byte."""
 
 import numpy as np
 import pytest
@@ -60,15 +60,15 @@ def decoded(kernels, data, code, n, dtype=np.float32, step=0.25, offsets=(0, 0, 
 
 @every_code
 @pytest.mark.parametrize("n", [1, 17, 1000, 5000, 40_000])
-def test_bytes_and_vectors_are_the_cpus(grid, code, n):
+def test_bytes_and_vectors_are_the_cpus(gpu, code, n):
     for wide, spread, far in ((False, 1, 0), (True, 1, 0), (True, 3000, 3))[2 * (n > 5000) :]:
         given = coded(vector(n, spread, far), code, wide)
         data = bytes(cpu.level_encode(code, code, *given))
-        assert grid.level_encode(code, code, *given).tobytes() == data
+        assert gpu.level_encode(code, code, *given).tobytes() == data
         whole = np.frombuffer(b"123" + data, np.uint8)
         for skip in {0, n % 4}:  # a payload starts at any address
             view = whole[3:] if skip == 0 else np.concatenate([whole[3:], np.zeros(4, np.uint8)])[: len(data)]
-            assert decoded(grid, view, code, n) == decoded(cpu, view, code, n)
+            assert decoded(gpu, view, code, n) == decoded(cpu, view, code, n)
         for how in (
             dict(dtype=np.float64, offsets=(0.1, -0.2, 0.3)),
             dict(weight=-0.3, add=True),
@@ -76,17 +76,17 @@ def test_bytes_and_vectors_are_the_cpus(grid, code, n):
             dict(step=1e38, offsets=(0.3, 0.2, 0.1)),
             dict(step=3e-45),
         )[: 1 if n > 5000 else 5]:
-            assert decoded(grid, whole[3:], code, n, **how) == decoded(cpu, whole[3:], code, n, **how), how
+            assert decoded(gpu, whole[3:], code, n, **how) == decoded(cpu, whole[3:], code, n, **how), how
 
 
 @pytest.mark.parametrize("n", [2047, 2048, 32_767, 32_768, 131_071, 131_072, 131_849, 300_000])
-def test_lanes_and_chunks(grid, n):
+def test_lanes_and_chunks(gpu, n):
     for code in CODES[n % 3 :: 5 if n > 100_000 else 3]:
         given = coded(vector(n, 100, 9), code)
         data = np.frombuffer(bytes(cpu.level_encode(code, code, *given)), np.uint8)
-        assert grid.level_encode(code, code, *given).tobytes() == data.tobytes()
+        assert gpu.level_encode(code, code, *given).tobytes() == data.tobytes()
         add = bool(n & 1)
-        assert decoded(grid, data, code, n, add=add) == decoded(cpu, data, code, n, add=add)
+        assert decoded(gpu, data, code, n, add=add) == decoded(cpu, data, code, n, add=add)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -104,7 +104,7 @@ def test_the_order_of_threads_makes_no_difference(grid, order):
         module.ORDER = 0
 
 
-def test_models_that_do_not_fit_in_shared_memory(grid, monkeypatch):
+def test_models_that_do_not_fit_in_shared_memory(gpu, monkeypatch):
     from compress._gpu import entropy
 
     monkeypatch.setattr(entropy, "limits", lambda: (2, 36 << 10))
@@ -112,50 +112,50 @@ def test_models_that_do_not_fit_in_shared_memory(grid, monkeypatch):
         n = 140_000
         given = coded(vector(n, 100, 5), code)
         data = np.frombuffer(bytes(cpu.level_encode(code, code, *given)), np.uint8)
-        assert grid.level_encode(code, code, *given).tobytes() == data.tobytes()
-        assert decoded(grid, data, code, n) == decoded(cpu, data, code, n)
+        assert gpu.level_encode(code, code, *given).tobytes() == data.tobytes()
+        assert decoded(gpu, data, code, n) == decoded(cpu, data, code, n)
 
 
-def test_coarser_models(grid):
+def test_coarser_models(gpu):
     code, n = (8, False, 2, 3, 0), 5000
     given = coded(vector(n, 10), code)
     for sent in (code, (8, False, 3, 5, 0), (8, False, 6, 7, 0)):
         data = bytes(cpu.level_encode(code, sent, *given))
-        assert grid.level_encode(code, sent, *given).tobytes() == data
+        assert gpu.level_encode(code, sent, *given).tobytes() == data
         data = np.frombuffer(data, np.uint8)
-        assert decoded(grid, data, sent, n) == decoded(cpu, data, sent, n)
+        assert decoded(gpu, data, sent, n) == decoded(cpu, data, sent, n)
 
 
-def test_counts_may_be_on_the_host(grid):
+def test_counts_may_be_on_the_host(gpu):
     code = CODES[3]
     symbol, model, extra, counts, escapes, sizes = coded(vector(3000, 10), code)
     there = [device.to_device(v) for v in (symbol, model, extra)]
-    data = grid._module.level_encode(code, code, *there, counts, escapes, sizes)
+    data = gpu._module.level_encode(code, code, *there, counts, escapes, sizes)
     assert data.get().tobytes() == bytes(cpu.level_encode(code, code, symbol, model, extra, counts, escapes, sizes))
 
 
 @pytest.mark.parametrize("code", [(1, False, 0, 0, 0), (8, True, 0, 0, 0), (1, False, 0, 1, 0)], ids=str)
-def test_one_symbol_takes_no_words(grid, code):
+def test_one_symbol_takes_no_words(gpu, code):
     for n, value in ((3000, 0.5), (131_073, 0.0), (140_000, 1e9)):
         given = coded(np.full(n, value, np.float32), code)
         data = bytes(cpu.level_encode(code, code, *given))
-        assert grid.level_encode(code, code, *given).tobytes() == data
+        assert gpu.level_encode(code, code, *given).tobytes() == data
         data = np.frombuffer(data, np.uint8)
-        assert decoded(grid, data, code, n) == decoded(cpu, data, code, n)
+        assert decoded(gpu, data, code, n) == decoded(cpu, data, code, n)
 
 
-def test_no_symbols_at_all(grid):
+def test_no_symbols_at_all(gpu):
     code = (8, False, 0, 0, 0)
     given = coded(np.zeros(0, np.float32), code)
     data = bytes(cpu.level_encode(code, code, *given))
-    assert grid.level_encode(code, code, *given).tobytes() == data
+    assert gpu.level_encode(code, code, *given).tobytes() == data
     for bad in (data, data + b"x", b""):
         bad = np.frombuffer(b"-" + bad, np.uint8)[1:]
-        assert decoded(grid, bad, code, 0) == decoded(cpu, bad, code, 0)
+        assert decoded(gpu, bad, code, 0) == decoded(cpu, bad, code, 0)
 
 
 @every_code
-def test_hostile_bytes_fail_as_on_the_cpu(grid, code):
+def test_hostile_bytes_fail_as_on_the_cpu(gpu, code):
     """The same vector or the same error; most flips are found, as lanes must end where they began."""
     rng = np.random.default_rng(3)
     wrong = set()
@@ -174,21 +174,21 @@ def test_hostile_bytes_fail_as_on_the_cpu(grid, code):
                 bad = bad[: int(rng.integers(data.size))]
             else:
                 bad = np.concatenate([bad, rng.integers(0, 256, int(rng.integers(1, 9))).astype(np.uint8)])
-            mine, theirs = decoded(grid, bad, code, n), decoded(cpu, bad, code, n)
+            mine, theirs = decoded(gpu, bad, code, n), decoded(cpu, bad, code, n)
             assert isinstance(mine, str) == isinstance(theirs, str) and mine == theirs, (n, trial)
             wrong.add(mine if isinstance(mine, str) else "")
     assert len(wrong) >= 3
 
 
-def test_random_bytes_fail_as_on_the_cpu(grid):
+def test_random_bytes_fail_as_on_the_cpu(gpu):
     rng = np.random.default_rng(4)
     for code in CODES[::3]:
         for size in rng.integers(0, 3000, 25):
             bad = rng.integers(0, 256, int(size)).astype(np.uint8)
-            assert decoded(grid, bad, code, 1500) == decoded(cpu, bad, code, 1500)
+            assert decoded(gpu, bad, code, 1500) == decoded(cpu, bad, code, 1500)
 
 
-def test_wrong_arguments(grid):
+def test_wrong_arguments(gpu):
     code, x = (8, False, 0, 0, 0), vector(100, 1)
     names = "symbol model extra counts escapes sizes".split()
     given = dict(zip(names, coded(x, code), strict=True))
@@ -210,6 +210,6 @@ def test_wrong_arguments(grid):
         (decode(n=101), "out has 100"),
         (decode(code=(8, 0, 1, 1, 0)), "models"),
     ):
-        for kernels in (cpu, grid):
+        for kernels in (cpu, gpu):
             with pytest.raises(ValueError, match=match):
                 call(kernels)

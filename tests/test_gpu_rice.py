@@ -1,4 +1,4 @@
-"""The GPU's Rice coder, on the host's grid: the bytes, the indices and the complaints of the CPU's."""
+"""The GPU's Rice coder: the bytes, the indices and the complaints of the CPU's."""
 
 import numpy as np
 from cuda_on_cpu import cupy_on_cpu
@@ -45,18 +45,18 @@ def sets():
     yield np.linspace(0, 2**32 - 1, CHUNK).astype(np.uint32), 2**32  # the longest code there is
 
 
-def test_bytes_and_indices_of_every_set(grid):
+def test_bytes_and_indices_of_every_set(gpu):
     for j, (indices, d) in enumerate(sets()):
         cupy_on_cpu.ORDER = j % 4
         room = -(-K.rice_bound(d, indices.size) // 8)
         bits, data = encoded(K, indices, d, room, j % 5)
-        assert encoded(grid, indices, d, room, j % 5) == (bits, data)
+        assert encoded(gpu, indices, d, room, j % 5) == (bits, data)
         code = np.frombuffer(data, np.uint8)[j % 5 :]
         for extra in (code, code[: -(-bits // 8)]):
-            assert decoded(grid, extra, d, indices.size) == (bits, indices.tobytes() + b"\7\0\0\0")
+            assert decoded(gpu, extra, d, indices.size) == (bits, indices.tobytes() + b"\7\0\0\0")
 
 
-def test_what_the_encoder_says(grid):
+def test_what_the_encoder_says(gpu):
     d = 10**6
     indices = np.sort(np.random.default_rng(1).choice(d, 3 * CHUNK + 5, replace=False)).astype(np.uint32)
     size = -(-encoded(K, indices, d, 100_000)[0] // 8)
@@ -66,15 +66,15 @@ def test_what_the_encoder_says(grid):
                 wrong = indices.copy()
                 wrong[at] = value
                 cupy_on_cpu.ORDER = at % 4
-                assert encoded(grid, wrong, d, room) == encoded(K, wrong, d, room), (at, value, room)
+                assert encoded(gpu, wrong, d, room) == encoded(K, wrong, d, room), (at, value, room)
     for room in (0, 15, 16, size // 3, size - 1, size):
-        assert encoded(grid, indices, d, room) == encoded(K, indices, d, room)
-        assert encoded(grid, indices, int(indices[2 * CHUNK]), room) == encoded(
+        assert encoded(gpu, indices, d, room) == encoded(K, indices, d, room)
+        assert encoded(gpu, indices, int(indices[2 * CHUNK]), room) == encoded(
             K, indices, int(indices[2 * CHUNK]), room
         )
 
 
-def test_what_the_decoder_says_of_hostile_bytes(grid):
+def test_what_the_decoder_says_of_hostile_bytes(gpu):
     rng = np.random.default_rng(2)
     outcomes = set()
     for k, d in ((3, 12), (40, 2**32), (700, 10**5), (2 * CHUNK + 3, 10**6)):
@@ -93,13 +93,13 @@ def test_what_the_decoder_says_of_hostile_bytes(grid):
                 if at is not None:
                     wrong[at] ^= 1 << rng.integers(0, 8)
             expected = decoded(K, wrong, d, k)
-            assert decoded(grid, wrong, d, k) == expected
+            assert decoded(gpu, wrong, d, k) == expected
             outcomes.add(expected.split(":")[1][:12] if isinstance(expected, str) else "fine")
-        assert decoded(grid, data, int(indices[-1]), k) == decoded(K, data, int(indices[-1]), k)
+        assert decoded(gpu, data, int(indices[-1]), k) == decoded(K, data, int(indices[-1]), k)
     assert len(outcomes) > 5
 
 
-def test_a_table_of_the_largest_entries(grid):
+def test_a_table_of_the_largest_entries(gpu):
     """Lengths and totals at the end of their range."""
     rng = np.random.default_rng(3)
     for n, l, bits in ((CHUNK, 21, 90_112), (CHUNK, 20, 90_112), (2816, 31, 90_112), (1, 31, 90_112), (1, 31, 32)):
@@ -108,7 +108,7 @@ def test_a_table_of_the_largest_entries(grid):
             body = rng.integers(0, 256, entries.size * -(-bits // 8)).astype(np.uint8)
             for fill in (body, body | 255, body & 0):
                 data = np.r_[entries.view(np.uint8), fill]
-                assert decoded(grid, data, 2**32, k) == decoded(K, data, 2**32, k)
+                assert decoded(gpu, data, 2**32, k) == decoded(K, data, 2**32, k)
 
 
 def test_the_same_codes_in_any_order_of_threads(grid):

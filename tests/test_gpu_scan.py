@@ -1,4 +1,4 @@
-"""Prefix sums of the GPU, on the host's grid."""
+"""Prefix sums of the GPU."""
 
 import backends
 import numpy as np
@@ -9,8 +9,13 @@ from compress._gpu import device
 from compress._gpu.scan import exclusive_scan
 
 
-@pytest.fixture(params=[0, 1, 2])
+@pytest.fixture(params=["gpu", 0, 1, 2])
 def order(request):
+    """A GPU, or the order of threads of the grid."""
+    if request.param == "gpu":
+        backends.use("gpu")
+        yield
+        return
     backends.use("grid")
     cupy_on_cpu.ORDER = request.param
     yield request.param

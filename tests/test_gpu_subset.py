@@ -1,4 +1,4 @@
-"""Subsets as records: csrc/subset.cu on the host's grid against the CPU, byte for byte."""
+"""Subsets as records: csrc/subset.cu against the CPU, byte for byte."""
 
 import numpy as np
 import pytest
@@ -47,32 +47,32 @@ LARGE = [(1000, 30), (4095, 64), (4096, 64), (4097, 65), (3000, 2990), (4096, 10
 
 
 @pytest.mark.parametrize("n, k", SMALL)
-def test_small_ranges(grid, n, k):
+def test_small_ranges(gpu, n, k):
     for count in (1, 2, 31, 32, 33, 100):
-        check(grid, n, k, count, start=5 * count)
+        check(gpu, n, k, count, start=5 * count)
 
 
 @pytest.mark.parametrize("n, k", LARGE)
-def test_large_ranges(grid, n, k):
-    check(grid, n, k, 40 if k <= 64 else 6)
+def test_large_ranges(gpu, n, k):
+    check(gpu, n, k, 40 if k <= 64 else 6)
 
 
-def test_more_than_the_tables_know(grid):
-    check(grid, 4096, 1500, 3)
-    check(grid, 65536, 20_000, 1)
-    check(grid, 65535, 65_000, 1)
+def test_more_than_the_tables_know(gpu):
+    check(gpu, 4096, 1500, 3)
+    check(gpu, 65536, 20_000, 1)
+    check(gpu, 65535, 65_000, 1)
 
 
-def test_the_last_ranges_of_the_longest_vector(grid):
-    check(grid, 4096, 64, 3, start=2**32 - 3 * 4096)
-    check(grid, 1000, 30, 1, start=2**32 - 1000)
+def test_the_last_ranges_of_the_longest_vector(gpu):
+    check(gpu, 4096, 64, 3, start=2**32 - 3 * 4096)
+    check(gpu, 1000, 30, 1, start=2**32 - 1000)
 
 
-def test_a_bounded_workspace(grid, monkeypatch):
+def test_a_bounded_workspace(gpu, monkeypatch):
     monkeypatch.setattr(plans, "_WORKSPACE", 1)
-    check(grid, 1000, 30, 100)
+    check(gpu, 1000, 30, 100)
     monkeypatch.setattr(plans, "_MOST_BLOCKS", 1)
-    check(grid, 64, 8, 100)
+    check(gpu, 64, 8, 100)
 
 
 def test_no_order_matters(in_any_order):
@@ -80,21 +80,21 @@ def test_no_order_matters(in_any_order):
         check(in_any_order, n, k, 70)
 
 
-def test_nothing_to_do(grid):
+def test_nothing_to_do(gpu):
     nothing = np.empty(0, np.uint32)
     for n, k in [(100, 5), (5, 5), (5, 0), (0, 0)]:
-        grid.subset_encode(nothing, 0, n, k, np.empty(0, np.uint8))
-        grid.subset_decode(np.empty(0, np.uint8), 0, n, k, nothing)
+        gpu.subset_encode(nothing, 0, n, k, np.empty(0, np.uint8))
+        gpu.subset_decode(np.empty(0, np.uint8), 0, n, k, nothing)
 
 
-def test_any_bytes_decode_as_on_the_cpu(grid):
+def test_any_bytes_decode_as_on_the_cpu(gpu):
     rng = np.random.default_rng(0)
     for n, k in [(4096, 64), (1000, 100), (65, 3), (300, 299), (4096, 2000), (1, 1), (9, 4)]:
         size, count = cpu.subset_bytes(n, k), 40
         data = rng.integers(0, 256, size * count).astype(np.uint8)
         data[:size] = 0
         data[size : 2 * size] = 255
-        found = decoded(grid, data, 50, n, k, count)
+        found = decoded(gpu, data, 50, n, k, count)
         np.testing.assert_array_equal(found, decoded(cpu, data, 50, n, k, count))
         ranges = found.reshape(count, k).astype(int) - 50 - n * np.arange(count)[:, None]
         assert (np.diff(ranges, axis=1) > 0).all() and ranges.min() >= 0 and ranges.max() < n
@@ -132,7 +132,7 @@ def test_the_first_wrong_range_is_named(in_any_order, n, k):
             )
 
 
-def test_errors_are_those_of_the_cpu(grid):
+def test_errors_are_those_of_the_cpu(gpu):
     out = np.empty(1000, np.uint8)
     calls = [
         ("subset_decode", out[:2], 0, 4096, 64, np.empty(64, np.uint32)),
@@ -145,4 +145,4 @@ def test_errors_are_those_of_the_cpu(grid):
     ]
     for name, *arguments in calls:
         expected = outcome(getattr(cpu, name), *arguments)
-        assert expected and outcome(getattr(grid, name), *arguments) == expected, (name, arguments)
+        assert expected and outcome(getattr(gpu, name), *arguments) == expected, (name, arguments)

@@ -59,8 +59,8 @@ def encoded(kernels, x, code, wide=True, measured=True, step=0.25, costs=ROWS, d
     return *told, *room.values()
 
 
-def same(grid, x, code, **named):
-    for ours, theirs in zip(encoded(grid, x, code, **named), encoded(cpu, x, code, **named), strict=True):
+def same(gpu, x, code, **named):
+    for ours, theirs in zip(encoded(gpu, x, code, **named), encoded(cpu, x, code, **named), strict=True):
         if isinstance(theirs, np.ndarray):
             np.testing.assert_array_equal(ours.view(np.uint8), theirs.view(np.uint8))
         else:
@@ -69,21 +69,21 @@ def same(grid, x, code, **named):
 
 @pytest.mark.parametrize("code", CODES, ids=str)
 @pytest.mark.parametrize("n", [1, 2, 17, 1000, 2047, 5000, 33_001])
-def test_bytes_are_those_of_the_cpu(grid, code, n):
+def test_bytes_are_those_of_the_cpu(gpu, code, n):
     dtype = np.float64 if n == 1000 or (code[0] + n) % 3 == 0 else np.float32
-    same(grid, vector(n, dtype), code, wide=n != 5000, measured=n != 2047)
+    same(gpu, vector(n, dtype), code, wide=n != 5000, measured=n != 2047)
 
 
 @pytest.mark.parametrize("code", [CODES[i] for i in (1, 7, 11, 14, 19)], ids=str)
-def test_several_chunks_a_wave_each(grid, code, monkeypatch):
+def test_several_chunks_a_wave_each(gpu, code, monkeypatch):
     monkeypatch.setattr(trellis, "_ROOM", 1)
-    same(grid, vector(131_072 + 777, np.float32), code)
+    same(gpu, vector(131_072 + 777, np.float32), code)
 
 
 @pytest.mark.parametrize("code", [CODES[i] for i in (1, 9, 10, 13)], ids=str)
 @pytest.mark.parametrize("n", [4095, 4096, 9000])
-def test_a_sample_is_cut_like_whole_chunks(grid, code, n):
-    same(grid, vector(n, np.float32), code, scale=7.5)
+def test_a_sample_is_cut_like_whole_chunks(gpu, code, n):
+    same(gpu, vector(n, np.float32), code, scale=7.5)
 
 
 @pytest.mark.parametrize("code", [CODES[i] for i in (0, 6, 11, 12, 17, 18)], ids=str)
@@ -91,7 +91,7 @@ def test_the_order_of_threads_and_blocks_says_nothing(grid, order, code):
     same(grid, vector(3001, np.float32), code)
 
 
-def test_costs_that_leave_sixteen_bits(grid):
+def test_costs_that_leave_sixteen_bits(gpu):
     """Wrapped around as on the CPU; ties are broken as there."""
     rng = np.random.default_rng(2)
     for i, states in enumerate([4, 8, 16, 32, 64, 256] * 5):
@@ -100,42 +100,42 @@ def test_costs_that_leave_sixteen_bits(grid):
         costs = rng.uniform([0.2, 0, -9, -9, -5, 1], [1, 4, 9, 9, 5, 4], (48, 6)).astype(np.float32).ravel()
         x = (rng.standard_normal(n) * rng.choice([0.1, 1, 20])).astype(np.float32 if i % 2 else np.float64)
         x[: n // 3] = 0
-        same(grid, x, code, step=1.0, costs=costs)
-        same(grid, np.round(x), code, step=1.0, costs=np.tile(np.array([1, 0, 0, 0, 0, 1], np.float32), 48))
+        same(gpu, x, code, step=1.0, costs=costs)
+        same(gpu, np.round(x), code, step=1.0, costs=np.tile(np.array([1, 0, 0, 0, 0, 1], np.float32), 48))
 
 
 @pytest.mark.parametrize(
     "dead, rounding, step", [(0.6, 0.4, -0.25), (0.5, 0.5, 1.0), (0.99, 0.5, 2.0), (0.7, 0.3, 1e-9)]
 )
-def test_dead_zones_steps_and_signs(grid, dead, rounding, step):
+def test_dead_zones_steps_and_signs(gpu, dead, rounding, step):
     for code, wide in product([CODES[0], CODES[1], CODES[8]], (False, True)):
-        same(grid, vector(1111, np.float32), code, step=step, dead=dead, rounding=rounding, wide=wide)
+        same(gpu, vector(1111, np.float32), code, step=step, dead=dead, rounding=rounding, wide=wide)
 
 
-def test_what_is_rare_is_escaped(grid):
+def test_what_is_rare_is_escaped(gpu):
     """Large levels among many small ones: symbols and counts change once all are counted."""
     x = np.random.default_rng(1).standard_normal(100_000).astype(np.float32)
     x[::1000] = 15 * 1.06 ** np.arange(100) * np.tile([1, -1], 50)
     for code in (CODES[0], CODES[6], (8, False, 6, 0, 0)):
         for scale in (1.0, 3.0):
             assert encoded(cpu, x, code, scale=scale)[0] > 10
-            same(grid, x, code, scale=scale)
+            same(gpu, x, code, scale=scale)
 
 
-def test_buffers_at_any_address(grid):
+def test_buffers_at_any_address(gpu):
     n, code = 2500, (8, True, 0, 1, 5)
     expected = encoded(cpu, vector(n, np.float32), code)
     space = np.zeros(2 * n + 8, np.uint8)
     symbol, model = space[1 : n + 1], space[n + 4 : 2 * n + 4]
     extra, counts = np.zeros(n + 1, np.uint16)[1:], np.zeros(256 * 96, np.uint32)
     x = np.concatenate([[0], vector(n, np.float32)]).astype(np.float32)[1:]
-    grid.level_encode_symbols(x, code, 4.0, KEY, ROWS, 0.6, 0.4, 1.0, symbol, model, extra, counts, None)
+    gpu.level_encode_symbols(x, code, 4.0, KEY, ROWS, 0.6, 0.4, 1.0, symbol, model, extra, counts, None)
     for ours, theirs in zip((symbol, model, extra, counts), expected[3:7], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert not space[0] and not space[n + 1 : n + 4].any() and not space[2 * n + 4 :].any()
 
 
-def test_arguments_are_checked(grid):
+def test_arguments_are_checked(gpu):
     x, code = np.zeros(10, np.float32), (8, False, 0, 0, 0)
     room = dict(symbol=np.zeros(10, np.uint8), model=np.zeros(10, np.uint8), extra=None)
     room |= dict(counts=np.zeros(512, np.uint32), moments=None)
@@ -148,14 +148,14 @@ def test_arguments_are_checked(grid):
         (dict(moments=np.zeros(7, np.float32)), TypeError),
     ):
         told = []
-        for kernels in (cpu, grid):
+        for kernels in (cpu, gpu):
             with pytest.raises(error) as caught:
                 kernels.level_encode_symbols(x, code, 1.0, 0, ROWS, 0.6, 0.4, 1.0, *(room | change).values())
             told.append(str(caught.value))
         assert told[0] == told[1]
     for bad in ((8, False, 7, 0, 0), (8, False, 1, 1, 0), (12, False, 0, 0, 0), (8, False, 0, 1, 129)):
         with pytest.raises(ValueError, match=r"is not a code|models, more"):
-            grid.level_encode_symbols(x, bad, 1.0, 0, ROWS, 0.6, 0.4, 1.0, *room.values())
+            gpu.level_encode_symbols(x, bad, 1.0, 0, ROWS, 0.6, 0.4, 1.0, *room.values())
     empty = [np.zeros(0, np.uint8), np.zeros(0, np.uint8), None, np.ones(512, np.uint32), np.ones(7)]
-    assert grid.level_encode_symbols(x[:0], code, 1.0, 0, ROWS, 0.6, 0.4, 1.0, *empty) == (0, b"", b"")
+    assert gpu.level_encode_symbols(x[:0], code, 1.0, 0, ROWS, 0.6, 0.4, 1.0, *empty) == (0, b"", b"")
     assert not empty[3].any() and not empty[4].any()
