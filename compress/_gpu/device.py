@@ -30,7 +30,7 @@ OPTIONS = (
     "--prec-div=true",
     "--prec-sqrt=true",
     "--extra-device-vectorization",
-    "--device-as-default-execution-space",  # generic lambdas: before 13.5 NVRTC takes them for functions of the host
+    "--device-as-default-execution-space",  # generic lambdas too, which NVRTC 13.0 took for the host's
     "--generate-line-info",
 )
 _TYPES = {
