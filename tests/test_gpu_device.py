@@ -122,7 +122,7 @@ def test_it_takes_milliseconds_and_imports_nothing():
     if device.status().startswith("available"):
         pytest.skip("there is a GPU, and CuPy is imported to name it")
     code = """if True:
-        import sys, time, compress
+        import sys, time, compress.kernels
         start = time.perf_counter()
         compress.backends()
         print("cupy" in sys.modules, time.perf_counter() - start)"""
