@@ -9,7 +9,7 @@ import numpy as np
 from . import kernels
 from ._cpu import kernels as _shapes
 from .compressor import Contractive, check_finite, positive_int, settle, wire_bytes
-from .sparsify import _check_range, _gather_into, _values
+from .sparsify import _gather_into, _values, check_range
 
 _LONGEST_CHUNK = 1 << 16
 
@@ -116,7 +116,7 @@ class ChunkTopK(Contractive):
 
     def _check(self, x) -> None:
         if self.value_bits is None:
-            _check_range(x, np.dtype(self.wire))
+            check_range(x, np.dtype(self.wire))
             return
         largest = check_finite(x)
         if x.dtype == np.float64 and largest and not 1e-140 <= largest <= 1e140:

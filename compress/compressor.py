@@ -44,6 +44,8 @@ import numpy as np
 from . import kernels
 from .key import Key
 
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
 
 class Message(NamedTuple):
     """What leaves. Equal to another message where all four fields are, byte for byte.
@@ -172,7 +174,7 @@ class Compressor(ABC):
             raise ValueError("payload must be contiguous")
         if message.size < 0:
             raise ValueError(f"message size must not be negative, got {message.size}")
-        if np.dtype(message.dtype) not in (np.float32, np.float64):
+        if message.dtype not in _DTYPES:
             raise ValueError(f"message dtype must be float32 or float64, got {message.dtype}")
         if message.size and self.fixed_length:
             expected = -(-self.bits(message.size, message.dtype) // 8)
@@ -296,6 +298,15 @@ def positive_int(value, name: str, least: int = 1, most: int | None = None) -> i
         bound = f"at least {least}" if most is None else f"in [{least}, {most}]"
         raise ValueError(f"{name} must be {bound}, got {value}")
     return int(value)
+
+
+def finite_number(value, name: str) -> float:
+    """value as a finite float; TypeError or ValueError that names the parameter."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
 
 
 def rate_keyword(cls):

@@ -208,6 +208,10 @@ def output(out, size: int, dtype, payload=None):
     """A vector to decode into: `out` checked, or a new one of the message's dtype on the payload's backend."""
     if out is None:
         return empty(payload, size, dtype)
+    if type(out) is np.ndarray and type(payload) is np.ndarray and out.shape == (size,):  # nearly always
+        flags, wide = out.flags, out.dtype is _FLOAT64
+        if (wide or (out.dtype is _FLOAT32 and np.dtype(dtype) is _FLOAT32)) and flags.carray:
+            return out
     out = taken(out, "out")
     if payload is not None:
         together(payload, out, ("payload", "out"))

@@ -35,7 +35,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .compressor import positive_int, settle
+from .compressor import finite_number, positive_int, settle
 
 EPS = np.finfo(np.float64).eps
 
@@ -170,7 +170,7 @@ class Problem(ABC):
         indices: integers in [0, n), which may repeat; weights: as many numbers. None at all give zero.
         """
         out = np.empty_like(x) if out is None else out
-        _weighted_sum(self.gradient, *_weighted(indices, weights), self.n, x, out)
+        _weighted_sum(self.gradient, *_weighted(indices, weights, self.n), self.n, x, out)
         return out
 
     def full_gradient(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -266,7 +266,7 @@ class _ArrayProblem(Problem):
         return _rounded(wide, out)
 
     def batch_gradient(self, indices, weights, x, out=None):
-        indices, weights = _weighted(indices, weights)
+        indices, weights = _weighted(indices, weights, self.n)
         x, wide, out = _operands(x, out, self.d)
         self._batch_gradient(indices, weights, x, wide)
         return _rounded(wide, out)
@@ -277,7 +277,7 @@ class _ArrayProblem(Problem):
         return _rounded(wide, out)
 
     def smoothness(self, indices, weights):
-        indices, weights = _weighted(indices, weights)
+        indices, weights = _weighted(indices, weights, self.n)
         if not (weights >= 0).all():
             raise ValueError(f"weights must be at least 0, got {weights.min()}")
         return float(self._smoothness(indices, weights)) if indices.size else 0.0
@@ -674,10 +674,16 @@ def _rounded(wide, out):
     return out
 
 
-def _weighted(indices, weights):
-    indices, weights = np.asarray(indices, np.intp), np.asarray(weights, np.float64)
+def _weighted(indices, weights, n):
+    """Both as arrays. TypeError unless indices are integers, IndexError unless they lie in [0, n)."""
+    indices, weights = np.asarray(indices), np.asarray(weights, np.float64)
     if indices.ndim != 1 or indices.shape != weights.shape:
         raise ValueError(f"indices of shape {indices.shape} and weights of shape {weights.shape}")
+    if indices.size and indices.dtype.kind not in "iu":
+        raise TypeError(f"indices must be integers, got {indices.dtype}")
+    indices = indices.astype(np.intp, copy=False)
+    if indices.size and indices.view(np.uintp).max() >= n:  # negative ones are larger still
+        raise IndexError(f"components must lie in [0, {n}), got {indices.min()} to {indices.max()}")
     return indices, weights
 
 
@@ -704,11 +710,10 @@ def _finite(values, name):
 
 
 def _nonnegative(value, name):
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")
-    return float(value)
+    value = finite_number(value, name)
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+    return value
 
 
 def _regularizer(value):

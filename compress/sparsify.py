@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -78,7 +79,7 @@ class Sparsifier(Unbiased):
         kernels.of(out).scatter_add(values, self.indices(d, key, out), out, weight * self.scale(d), True)
 
     def _check(self, x, wire) -> None:
-        largest, scale = _check_range(x, wire), self.scale(x.size)
+        largest, scale = check_range(x, wire), self.scale(x.size)
         if largest * scale > float(np.finfo(x.dtype).max):
             raise ValueError(f"max|x| = {largest:g} times {scale:g} leaves {x.dtype}'s range")
 
@@ -115,6 +116,7 @@ def _checked_k(k) -> int | float:
     return float(k)
 
 
+@lru_cache(typed=True)
 def _count(k: int | float, d: int) -> int:
     """k, or the fraction k of d coordinates rounded up; 0.1 of 30 is 3, though the float 0.1 is a little more."""
     if d == 0:
@@ -126,7 +128,7 @@ def _count(k: int | float, d: int) -> int:
     return k
 
 
-def _check_range(x: np.ndarray, wire: np.dtype) -> float:
+def check_range(x: np.ndarray, wire: np.dtype) -> float:
     """max |x|; ValueError where x is not finite, or its largest value would be Inf on the wire."""
     largest = check_finite(x)
     if largest > float(np.finfo(wire).max):
@@ -345,7 +347,7 @@ class TopK(Contractive):
 
     def _encode(self, x, key, out):
         kernel, d, wire = kernels.of(x), x.size, np.dtype(self.wire)
-        _check_range(x, wire)
+        check_range(x, wire)
         indices = kernels.empty(x, _count(self.k, d), np.uint32)
         kernel.topk(x, indices)
         payload = kernels.buffer(-(-self.bits(d) // 8), out, x)

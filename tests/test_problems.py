@@ -563,3 +563,15 @@ def test_repr_says_what_it_is():
         "Ridge(m=23, d=5, n=3, lam=0.1, mean=True, regularizer=L1(lam=1.0))"
     )
     assert repr(Quadratic(EYES, np.ones((3, 2)))) == "Quadratic(n=3, d=2, regularizer=None)"
+
+
+def test_components_that_are_not_there_are_named():
+    problem = Quadratic.random(3, 2, 1, 2)
+    for call in (problem.smoothness, lambda i, w: problem.batch_gradient(i, w, np.zeros(2))):
+        for indices in ([-1], [3], [0, -3]):
+            with pytest.raises(IndexError, match=r"components must lie in \[0, 3\), got "):
+                call(indices, np.ones(len(indices)))
+        for indices in ([1.0], [True]):
+            with pytest.raises(TypeError, match="indices must be integers, got "):
+                call(indices, [1.0])
+        call([], [])

@@ -2,12 +2,14 @@
 
 import tracemalloc
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import compress
 from compress import kernels
+from compress.optimizers.method import coin, omega
 
 N, D = 5, 24
 KEY = compress.Key(3)
@@ -41,6 +43,7 @@ def methods(problem):
     ]
 
 
+CONVEX = (compress.DCGD, compress.DCGDStar, compress.DIANA, compress.RandDIANA, compress.GDCI, compress.VRGDCI)
 NAMES = [type(m).__name__ for m in methods(compress.Quadratic.random(n=N, d=D, mu=1, L=20, seed=1))]
 EXACT = {"DCGDStar", "DIANA", "RandDIANA", "VRGDCI", "EF21", "MARINA"}
 
@@ -79,7 +82,7 @@ def boxes(method, problem, x, steps):
         elif name == "MARINA":
             new = x - gamma * g
             after = [problem.gradient(i, new) for i in range(n)]
-            if key.fold(0x636F696E).word < method.p * 2**64:
+            if coin(key, method.p):
                 g = np.mean(after, axis=0)
             else:
                 g = g + np.mean([Q[i](after[i] - grads[i]) for i in range(n)], axis=0)
@@ -91,7 +94,7 @@ def boxes(method, problem, x, steps):
                 h = h + method.shift_step * m
             if name == "RandDIANA":
                 for i in range(n):
-                    if key.worker(i).fold(0x636F696E).word < method.p * 2**64:
+                    if coin(key.worker(i), method.p):
                         h[i] += np.float32(grads[i] - h[i])
         yield x
 
@@ -109,29 +112,47 @@ def test_steps_are_those_of_the_algorithm_box(method, problem):
     np.testing.assert_array_equal(x0, start())
 
 
+class Recorder(compress.Local):
+    """Local, with the messages that have been sent."""
+
+    def __init__(self, n):
+        super().__init__(n)
+        self.sent = []
+
+    def allgather(self, messages):
+        self.sent += messages
+        return super().allgather(messages)
+
+
 def test_every_bit_is_counted(method, problem):
-    comm, name = compress.Local(N), type(method).__name__
+    comm, name = Recorder(N), type(method).__name__
     state = method.init(problem, comm, start())
-    expected, oracle = 0, 0
-    if name == "MARINA":
-        expected, oracle = N * 64 * D, N
-    assert comm.ledger.bits_up == expected
+    whole = oracle = N if name == "MARINA" else 0  # messages that carry a vector in full
     for k in range(40):
+        before = len(comm.sent)
         state = method.step(problem, comm, state, KEY.at(k))
-        whole = [KEY.at(k).worker(i).fold(0x636F696E).word < getattr(method, "p", 0) * 2**64 for i in range(N)]
-        if name == "MARINA" and KEY.at(k).fold(0x636F696E).word < method.p * 2**64:
-            expected, oracle = expected + N * 64 * D, oracle + N
-        else:
-            expected += N * method.compressor.bits(D)
-            oracle += 2 * N if name == "MARINA" else N
-        if name == "RandDIANA":
-            expected += 32 * D * sum(whole)
-    ledger = comm.ledger
-    assert ledger.bits_up == expected or (ledger.bits_up < expected and not method.compressor.fixed_length)
-    assert ledger.bits_down == (N - 1) * ledger.bits_up
-    padding = 8 * (ledger.wire_up - compress.comm.HEADER * ledger.messages) - ledger.bits_up
-    assert 0 <= padding < 8 * ledger.messages
+        refreshed = sum(m.bits == (32 if name == "RandDIANA" else 64) * D for m in comm.sent[before:])
+        whole += refreshed
+        oracle += 2 * N if name == "MARINA" and not refreshed else N
+    coded = [m for m in comm.sent if m.size and m.bits not in (32 * D, 64 * D)]
+    rounds = 40 - (whole // N - 1) if name == "MARINA" else 40
+    assert len(coded) == rounds * N and (whole > 0) == (name in ("MARINA", "RandDIANA"))
+    assert all(m.bits <= method.compressor.bits(D) for m in coded)
+    assert all(m.bits == method.compressor.bits(D) for m in coded) or not method.compressor.fixed_length
+    ledger, bits = comm.ledger, sum(m.bits for m in comm.sent)
+    assert ledger.bits_up == bits and ledger.bits_down == (N - 1) * bits
+    assert ledger.messages == len(comm.sent)
+    assert ledger.wire_up == sum(m.payload.nbytes for m in comm.sent) + compress.comm.HEADER * ledger.messages
     assert state.oracle == oracle
+
+
+def test_coins_fall_as_often_as_they_should():
+    """Each of two workers with frequency p, and both with p^2, within 4 standard errors."""
+    p, trials = 0.3, 20_000
+    falls = np.array([[coin(KEY.at(k).worker(i), p) for i in range(2)] for k in range(trials)])
+    for share, probability in [*((f, p) for f in falls.mean(axis=0)), (falls.all(axis=1).mean(), p * p)]:
+        assert abs(share - probability) < 4 * np.sqrt(probability * (1 - probability) / trials)
+    assert coin(KEY, 1.0)
 
 
 def test_the_mean_of_20_runs_keeps_to_its_bound(method, problem):
@@ -191,10 +212,10 @@ def test_proximal_steps_reach_the_composite_minimum(regularizer):
 def test_workers_that_share_permutations_average_without_error(problem):
     """Perm-K with n workers of equal gradients sends the mean exactly: gradient descent."""
     same = compress.Quadratic(np.broadcast_to(np.diag(np.arange(1.0, 9)), (4, 8, 8)), np.ones((4, 8)))
-    method = compress.DCGD(compress.PermK(4), 0.05)
+    method = compress.DCGD.theoretical(same, compress.PermK(4))
     state = method.init(same, compress.Local(4), np.zeros(8))
     for k in range(5):
-        expected = state.x - 0.05 * same.full_gradient(state.x)
+        expected = state.x - method.gamma * same.full_gradient(state.x)
         state = method.step(same, compress.Local(4), state, KEY.at(k))
         np.testing.assert_allclose(state.x, expected, rtol=1e-6)
 
@@ -262,11 +283,53 @@ def test_no_more_memory_than_the_shifts_and_four_vectors():
         assert peak <= (n + 4) * 4 * d
 
 
+@pytest.mark.parametrize("cls", [compress.GDCI, compress.VRGDCI])
+def test_the_bound_of_compressed_iterates_holds_for_smaller_gamma(problem, cls):
+    method = cls.theoretical(problem, RANDK)
+    method = replace(method, gamma=0.9 * method.gamma, eta=0.3 * method.eta)
+    x0, steps, squares = start(), 150, []
+    for run in range(20):
+        trace = compress.run(method, problem, compress.Local(N), x0, compress.Key(run), steps=steps)
+        squares.append(trace.error * np.sum((x0 - problem.x_star) ** 2))
+    assert np.all(np.mean(squares, axis=0) <= method.bound(problem, x0, np.arange(steps + 1)) * (1 + 1e-12))
+    with pytest.raises(ValueError, match="no contraction is proven for gamma = "):
+        replace(cls.theoretical(problem, RANDK), gamma=1e-3).bound(problem, x0, 1)
+
+
+def test_perm_k_counts_as_dependent_workers():
+    """The variance of the mean is that of independent errors with omega = n where the vectors sum to zero."""
+    n, d, trials = 3, 6, 4000
+    C, v = compress.PermK(n), np.random.default_rng(0).standard_normal((n, d))
+    v -= v.mean(axis=0)
+    squares = []
+    for k in range(trials):
+        errors = [C(v[i], KEY.at(k).worker(i)) - v[i] for i in range(n)]
+        squares.append(np.sum(np.mean(errors, axis=0) ** 2))
+    expected = omega(compress.DCGD, C, d) / n**2 * np.sum(v**2)
+    assert abs(np.mean(squares) - expected) < 4 * np.std(squares) / np.sqrt(trials)
+    assert omega(compress.DCGD, C, d) == n == C.omega(d) + 1
+    for dependent in (compress.Correlated(compress.StandardDithering(3), n), compress.Induced(TOPK, C)):
+        with pytest.raises(TypeError, match=r"DIANA: the errors of .* depend on each other over workers"):
+            omega(compress.DIANA, dependent, d)
+
+
+def test_refreshes_of_any_range_on_a_float64_wire():
+    rng = np.random.default_rng(0)
+    for scale, refused in ((1e45, True), (1e-55, False)):
+        problem = compress.Quadratic(np.full((2, 4), 2.0), scale * rng.standard_normal((2, 4)))
+        method = compress.RandDIANA(compress.RandK(2, wire="float64"), 0.1, 0.5, wire="float64")
+        trace = compress.run(method, problem, compress.Local(2), np.zeros(4), steps=800, until=1e-20)
+        assert trace.error[-1] <= 1e-20
+        if refused:
+            with pytest.raises(ValueError, match="leaves float32's range; wire='float64' carries it"):
+                compress.run(replace(method, wire="float32"), problem, compress.Local(2), np.zeros(4), steps=50)
+
+
 # Bad input
 
 
 def test_parameters_are_checked(problem):
-    with pytest.raises(ValueError, match="DIANA: gamma must be positive and finite, got 0"):
+    with pytest.raises(ValueError, match=r"DIANA: gamma must be positive, got 0\.0"):
         compress.DIANA(RANDK, 0, 0.1)
     with pytest.raises(ValueError, match=r"DIANA: shift_step must lie in \(0, 1\], got 2"):
         compress.DIANA(RANDK, 0.1, 2)
@@ -275,7 +338,9 @@ def test_parameters_are_checked(problem):
     with pytest.raises(TypeError, match="DCGD: compressor must be a Compressor, got 3"):
         compress.DCGD(3, 0.1)
     with pytest.raises(ValueError, match="b must be larger than 1"):
-        compress.DIANA.theoretical(problem, RANDK, b=0.5)
+        compress.DIANA.theoretical(problem, RANDK, b=1)
+    with pytest.raises(ValueError, match=r"MARINA: p must lie in \(0, 1\], got 2"):
+        compress.MARINA.theoretical(problem, RANDK, p=2)
 
 
 def test_the_kind_of_compressor_is_named(problem):
@@ -292,8 +357,6 @@ def test_the_kind_of_compressor_is_named(problem):
 
 
 def test_steps_above_the_proven_limit_warn_and_run(method, problem):
-    from dataclasses import replace
-
     (limit,) = [v for k, v in method.limits(problem).items() if k == "gamma"]
     assert method.gamma <= limit * (1 + 1e-12)
     with warnings.catch_warnings():
@@ -313,3 +376,37 @@ def test_sizes_are_checked(problem):
         method.init(problem, compress.Local(N), np.full(D, np.nan))
     with pytest.raises(ValueError, match="shifts must be 5 vectors of 24"):
         compress.DCGDShift(RANDK, 0.01, np.zeros((3, D))).init(problem, compress.Local(N), start())
+    with pytest.raises(ValueError, match="DCGDShift: shifts hold 1 NaN or Inf"):
+        compress.DCGDShift(RANDK, 0.01, [[0.0, np.nan]])
+    given = np.ones((2, 3))
+    method = compress.DCGDShift(RANDK, 0.01, given.tolist())
+    assert np.array_equal(method.shifts, given) and method != compress.DCGDShift(RANDK, 0.01, given + 1)
+
+
+def test_components_that_are_not_convex_have_no_steps_but_those_of_ef21_and_marina():
+    problem = compress.Quadratic(np.array([np.full(4, 50.0), np.full(4, -48.0)]), np.ones((2, 4)))
+    comm, x0 = compress.Local(2), np.zeros(4)
+    for cls, C in (*((c, RANDK) for c in CONVEX), (compress.EF14, TOPK)):
+        with pytest.raises(ValueError, match=f"{cls.__name__}: its theorem needs convex components"):
+            cls.theoretical(problem, C)
+    with pytest.warns(UserWarning, match="no convergence is proven: DIANA: its theorem needs convex components"):
+        compress.DIANA(RANDK, 1e-3, 0.1).init(problem, comm, x0)
+    for method in (compress.EF21.theoretical(problem, TOPK), compress.MARINA.theoretical(problem, RANDK)):
+        trace = compress.run(method, problem, comm, x0, steps=4000, until=1e-7, every=10)
+        assert trace.error[-1] <= 1e-7
+
+
+def test_where_mu_is_zero_it_is_said():
+    flat = compress.Quadratic(np.array([[1.0, 0.0], [3.0, 0.0]]), np.array([[1.0, 0.0], [1.0, 0.0]]))
+    assert flat.mu == 0
+    C, comm, x0 = compress.RandK(1, wire="float64"), compress.Local(2), np.zeros(2)
+    for cls in (compress.GDCI, compress.VRGDCI):
+        with pytest.raises(ValueError, match=f"{cls.__name__}: its theorem needs mu > 0, got 0"):
+            cls.theoretical(flat, C)
+    with pytest.warns(UserWarning, match="no convergence is proven: GDCI: its theorem needs mu > 0"):
+        compress.GDCI(C, 0.1, 0.1).init(flat, comm, x0)
+    for cls in (compress.DCGD, compress.MARINA, compress.EF21):
+        method = cls.theoretical(flat, compress.TopK(1) if cls is compress.EF21 else C)
+        method.init(flat, comm, x0)
+        with pytest.raises(ValueError, match=f"{cls.__name__}: its theorem needs mu > 0, got 0"):
+            method.bound(flat, x0, 3)

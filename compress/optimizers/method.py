@@ -13,15 +13,14 @@ in their order: a step gives the same state, bit for bit, on every engine.
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-import numpy as np
-
 from .. import kernels
-from ..compressor import Compressor, Contractive, Unbiased, check_finite, settle
+from ..compressor import Compressor, Contractive, Unbiased, check_finite, finite_number, settle
+from ..quantize import Correlated
+from ..sparsify import PermK
 
 _COIN = 0x636F696E  # the sub-stream of coins, which no compressor draws from
 
@@ -30,10 +29,16 @@ class Method(ABC):
     """An optimizer: `init` makes the state, `step` takes the next one.
 
     needs: the kind of compressor whose constant its theorem uses, Unbiased or Contractive, or None.
+    convex: whether its theorem asks that every component be convex.
     proximal: whether it takes problems with a regularizer.
+
+    Every method has a class method `theoretical(problem, compressor, ...)`, itself at the step sizes of its theorem
+    (TypeError for a compressor without the constant, ValueError for a problem that the theorem does not cover), and
+    `bound(problem, x0, k)`, what the theorem then says of E ||x^k - x*||^2.
     """
 
     needs: ClassVar[type | None] = None
+    convex: ClassVar[bool] = True
     proximal: ClassVar[bool] = False
 
     @abstractmethod
@@ -54,29 +59,34 @@ class Method(ABC):
         The arrays of `state` are used again: go on with what is returned.
         """
 
+    @abstractmethod
     def limits(self, problem) -> dict[str, float]:
-        """The largest value of each parameter for which convergence on this problem is proven."""
-        return {}
+        """The least upper bound of each parameter for which convergence on this problem is proven.
 
-    def _start(self, problem, comm, x0):
+        Raises ValueError where it is proven for none, TypeError where the compressor has no proven constant,
+        NotImplementedError where the problem does not know its own.
+        """
+
+    def _start(self, problem, workers: int, x0):
         """x0 checked and copied, after the checks of `init`."""
         x = kernels.vector(x0, "x0")
-        if comm.n != problem.n:
-            raise ValueError(f"the problem has {problem.n} components, the communicator {comm.n} workers")
+        if workers != problem.n:
+            raise ValueError(f"the problem has {problem.n} components, the communicator {workers} workers")
         if x.size != problem.d:
             raise ValueError(f"x0 has {x.size} coordinates, the problem {problem.d}")
         check_finite(x)
         if problem.regularizer is not None and not self.proximal:
             raise ValueError(f"{type(self).__name__} has no proximal step: the problem must have no regularizer")
-        compressor = getattr(self, "compressor", None)
-        if compressor is None or compressor.guarantee != "none":
-            self._warn_above(problem)
+        self._warn_above(problem)
         return x.copy()
 
     def _warn_above(self, problem):
         try:
             limits = self.limits(problem)
-        except NotImplementedError:  # a problem that does not know its constants
+        except (NotImplementedError, TypeError):  # constants that the problem does not know or the compressor has not
+            return
+        except ValueError as error:
+            warnings.warn(f"no convergence is proven: {error}", stacklevel=4)
             return
         for name, limit in limits.items():
             value = getattr(self, name)
@@ -90,17 +100,20 @@ class Method(ABC):
 
 def checked(method, **kinds) -> None:
     """Check the parameters of a method at construction: kinds are "step" (> 0) or "share" (in (0, 1]) by name."""
-    name = type(method).__name__
+    cls = type(method)
     if method.needs is not None:
-        needed(type(method), method.compressor, method.needs)
+        needed(cls, method.compressor, method.needs)
     for field, kind in kinds.items():
-        value = getattr(method, field)
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-            raise TypeError(f"{name}: {field} must be a number, got {value!r}")
-        if not (math.isfinite(value) and value > 0 and (kind == "step" or value <= 1)):
-            bound = "be positive and finite" if kind == "step" else "lie in (0, 1]"
-            raise ValueError(f"{name}: {field} must {bound}, got {value}")
-        settle(method, field, float(value))
+        settle(method, field, parameter(cls, field, getattr(method, field), kind))
+
+
+def parameter(cls, name: str, value, kind: str) -> float:
+    """A "step" (> 0) or a "share" (in (0, 1]) as a float; TypeError or ValueError that names the class."""
+    value = finite_number(value, f"{cls.__name__}: {name}")
+    if not (value > 0 and (kind == "step" or value <= 1)):
+        bound = "be positive" if kind == "step" else "lie in (0, 1]"
+        raise ValueError(f"{cls.__name__}: {name} must {bound}, got {value}")
+    return value
 
 
 def needed(cls, compressor, kind: type) -> None:
@@ -117,18 +130,45 @@ def needed(cls, compressor, kind: type) -> None:
     raise TypeError(f"{cls.__name__} needs a contractive compressor, and {compressor!r} is not: use Scaled(it)")
 
 
-def omega(method, compressor, d: int) -> float:
-    """The constant of an unbiased compressor that a theorem of this method uses; TypeError where it has none."""
-    return _constant(method, compressor, Unbiased, "omega", d)
+def covered(cls, problem, strongly: bool = False) -> None:
+    """ValueError where the theorems of a method class do not cover a problem; strongly: they need mu > 0."""
+    if cls.convex and not problem.convex:
+        raise ValueError(f"{cls.__name__}: its theorem needs convex components; those of EF21 and MARINA do not")
+    if not problem.L > 0:
+        raise ValueError(f"{cls.__name__}: its theorem needs L > 0, got {problem.L}")
+    if strongly and not problem.mu > 0:
+        raise ValueError(f"{cls.__name__}: its theorem needs mu > 0, got {problem.mu}")
 
 
-def alpha(method, compressor, d: int) -> float:
-    """The constant of a contractive compressor that a theorem of this method uses; TypeError where it has none."""
-    return _constant(method, compressor, Contractive, "alpha", d)
+def omega(cls, compressor, d: int) -> float:
+    """The constant of an unbiased compressor that the theorems of a method class use; TypeError where it has none.
+
+    E ||(1/n) sum_i (Q(v_i) - v_i)||^2 <= (omega / n^2) sum_i ||v_i||^2: what workers with independent errors have by
+    the compressor's omega. Perm-K's have (1/n^2) (n sum_i ||v_i||^2 - ||sum_i v_i||^2) instead, so its omega is n here.
+    """
+    w = _constant(cls, compressor, Unbiased, "omega", d)
+    if isinstance(compressor, PermK):
+        return float(compressor.n)
+    if _dependent(compressor):
+        raise TypeError(
+            f"{cls.__name__}: the errors of {compressor!r} depend on each other over workers, so that no step size "
+            "follows from its omega: give gamma"
+        )
+    return w
 
 
-def _constant(method, compressor, kind, name, d):
-    cls = method if isinstance(method, type) else type(method)
+def _dependent(compressor) -> bool:
+    """Whether the errors of different workers are not independent."""
+    parts = [part for part in vars(compressor).values() if isinstance(part, Compressor)]
+    return isinstance(compressor, (PermK, Correlated)) or any(map(_dependent, parts))
+
+
+def alpha(cls, compressor, d: int) -> float:
+    """The constant of a contractive compressor that the theorems of a method class use; TypeError where it has none."""
+    return _constant(cls, compressor, Contractive, "alpha", d)
+
+
+def _constant(cls, compressor, kind, name, d):
     needed(cls, compressor, kind)
     if compressor.guarantee == "none":
         raise TypeError(
@@ -148,11 +188,16 @@ def prox(problem, x, gamma: float) -> None:
         problem.regularizer.prox(x, gamma)
 
 
-def mean(comm, compressor, messages, key, out):
+def worker_keys(comm, key) -> list:
+    """The keys of all n workers in a step."""
+    return [key.worker(i) for i in range(comm.n)]
+
+
+def mean(comm, compressor, messages, keys, out):
     """out = (1/n) sum_i of the vectors that the workers' messages stand for; returns out."""
     out.fill(0)
-    for i, message in enumerate(comm.allgather(messages)):
-        compressor.decode_add(message, key.worker(i), out, 1 / comm.n)
+    for message, key in zip(comm.allgather(messages), keys, strict=True):
+        compressor.decode_add(message, key, out, 1 / comm.n)
     return out
 
 

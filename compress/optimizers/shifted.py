@@ -6,15 +6,17 @@ EF21 and MARINA.
 
 Design note
 -----------
-A. f = (1/n) sum_i f_i, worker i holds f_i, convex and L_i-smooth, L_max = max_i L_i; f is L-smooth and mu-strongly
-   convex. Q is unbiased with constant omega, independent over workers; C is contractive, alpha = 1 - delta.
+A. f = (1/n) sum_i f_i, worker i holds f_i, convex (but for EF21 and MARINA) and L_i-smooth, L_max = max_i L_i; f is
+   L-smooth and mu-strongly convex. Q is unbiased with constant omega, and its errors are independent over workers (of
+   Perm-K, see `method.omega`); C is contractive, alpha = 1 - delta.
 B. A worker's shift h_i is kept where the worker lives; every process keeps the mean of all n, which the same messages
    move. A step makes no vector but those of its state: n shifts, x, the mean, one of scratch.
 C. The biased part of generalised DIANA and of DCGD-STAR is a compressor, `Induced(C, Q)`: it sends C(v) and
    Q(v - C(v)), is unbiased, and has constant omega (1 - delta), which is all that the theorems ask.
 D. `bound(problem, x0, k)` is what E ||x^k - x*||^2 is at most where the parameters keep to `limits`, the expectation
    being over the compressors: for every k, and what the tests and `python -m bench papers shifted` measure against.
-   Lyapunov functions are bounded through their value at x0, whatever the shifts are there.
+   Lyapunov functions are bounded through their value at x0, whatever the shifts are there. Theorems know no rounding:
+   bounds end where float32 values on the wire, or the type of x, do.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import kernels
-from ..compressor import Contractive, Identity, Unbiased
+from ..compressor import Contractive, Identity, Unbiased, settle, wire_bytes
 from ..key import Key
-from .method import Method, add, alpha, checked, coin, mean, omega, prox, zeros_like
+from ..sparsify import check_range
+from .method import Method, add, alpha, checked, coin, covered, mean, omega, parameter, prox, worker_keys, zeros_like
 
 
 class GradientState(NamedTuple):
@@ -126,6 +129,7 @@ class DCGD(Method):
 
     @classmethod
     def _limit(cls, problem, compressor):
+        covered(cls, problem)
         return 1 / (problem.L + 2 * omega(cls, compressor, problem.d) * problem.L_max / problem.n)
 
     def limits(self, problem):
@@ -133,29 +137,30 @@ class DCGD(Method):
 
     def bound(self, problem, x0, k):
         """What E ||x^k - x*||^2 is at most, for step numbers k."""
-        return self._bound(problem, x0, k, 0.0)
-
-    def _bound(self, problem, x0, k, shifts):
+        covered(type(self), problem, strongly=True)
         rate = (1 - self.gamma * problem.mu) ** np.asarray(k)
-        noise = omega(self, self.compressor, problem.d) * _noise_at_optimum(problem, shifts)
+        noise = omega(type(self), self.compressor, problem.d) * _noise_at_optimum(problem, self._shifts(problem))
         return rate * _distance(problem, x0) + 2 * self.gamma * noise / (problem.mu * problem.n)
 
+    def _shifts(self, problem):
+        return 0.0
+
     def init(self, problem, comm, x0) -> GradientState:
-        x = self._start(problem, comm, x0)
+        x = self._start(problem, comm.n, x0)
         return GradientState(x, 0, zeros_like(x))
 
     def step(self, problem, comm, state, key):
         x, v = state.x, state.scratch
-        messages = []
+        messages, keys = [], worker_keys(comm, key)
         for i in comm.workers:
             problem.gradient(i, x, out=v)
-            messages.append(self.compressor.encode(v, key.worker(i)))
-        add(mean(comm, self.compressor, messages, key, out=v), x, -self.gamma)
+            messages.append(self.compressor.encode(v, keys[i]))
+        add(mean(comm, self.compressor, messages, keys, out=v), x, -self.gamma)
         prox(problem, x, self.gamma)
         return state._replace(oracle=state.oracle + comm.n)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DCGDShift(DCGD):
     """DCGD-SHIFT: x <- prox(x - gamma (1/n) sum_i (h_i + Q(grad f_i(x) - h_i))), with shifts that stay.
 
@@ -171,37 +176,44 @@ class DCGDShift(DCGD):
     True
     """
 
-    shifts: np.ndarray = field(repr=False, compare=False)
+    shifts: np.ndarray = field(repr=False)
+
+    __eq__, __hash__ = object.__eq__, object.__hash__  # arrays have no truth value
+
+    def __post_init__(self):
+        super().__post_init__()
+        shifts = np.array(self.shifts, np.float64)
+        if not np.isfinite(shifts).all():
+            raise ValueError(f"{type(self).__name__}: shifts hold {np.sum(~np.isfinite(shifts))} NaN or Inf")
+        shifts.flags.writeable = False
+        settle(self, "shifts", shifts)
 
     @classmethod
     def theoretical(cls, problem, compressor: Unbiased, shifts) -> DCGDShift:
         """gamma = 1/(L + 2 omega L_max / n)."""
         return cls(compressor, cls._limit(problem, compressor), shifts)
 
-    def bound(self, problem, x0, k):
-        """What E ||x^k - x*||^2 is at most, for step numbers k."""
-        return self._bound(problem, x0, k, self._shifts(problem))
-
     def _shifts(self, problem):
-        if np.shape(self.shifts) != (problem.n, problem.d):
-            raise ValueError(f"shifts must be {problem.n} vectors of {problem.d}, got shape {np.shape(self.shifts)}")
+        if self.shifts.shape != (problem.n, problem.d):
+            raise ValueError(f"shifts must be {problem.n} vectors of {problem.d}, got shape {self.shifts.shape}")
         return self.shifts
 
     def init(self, problem, comm, x0) -> ShiftState:
-        state = _zero_shifts(self._start(problem, comm, x0), comm)
+        state = _zero_shifts(self._start(problem, comm.n, x0), comm)
         shifts = self._shifts(problem)
         for i, h_i in zip(comm.workers, state.shifts, strict=True):
-            h_i[...] = kernels.like(h_i, shifts[i])
-        state.mean[...] = kernels.like(state.mean, sum(shifts) / problem.n)
+            h_i[...] = kernels.like(h_i, shifts[i].astype(h_i.dtype))
+        for h_i in shifts:
+            add(kernels.like(state.mean, h_i.astype(state.mean.dtype)), state.mean, 1 / problem.n)
         return state
 
     def step(self, problem, comm, state, key):
         x, v = state.x, state.scratch
-        messages = []
+        messages, keys = [], worker_keys(comm, key)
         for i, h_i in zip(comm.workers, state.shifts, strict=True):
             v = _residual(problem, i, x, h_i, out=v)
-            messages.append(self.compressor.encode(v, key.worker(i)))
-        m = mean(comm, self.compressor, messages, key, out=v)
+            messages.append(self.compressor.encode(v, keys[i]))
+        m = mean(comm, self.compressor, messages, keys, out=v)
         add(state.mean, x, -self.gamma)
         add(m, x, -self.gamma)
         prox(problem, x, self.gamma)
@@ -226,6 +238,9 @@ class DCGDStar(DCGDShift):
 
     shifts: None = field(default=None, init=False, repr=False, compare=False)
 
+    def __post_init__(self):
+        DCGD.__post_init__(self)
+
     @classmethod
     def theoretical(cls, problem, compressor: Unbiased) -> DCGDStar:
         """gamma = 1/(L + omega L_max / n)."""
@@ -233,6 +248,7 @@ class DCGDStar(DCGDShift):
 
     @classmethod
     def _limit(cls, problem, compressor):
+        covered(cls, problem)
         return 1 / (problem.L + omega(cls, compressor, problem.d) * problem.L_max / problem.n)
 
     def _shifts(self, problem):
@@ -275,30 +291,29 @@ class DIANA(Method):
 
         b > 1: a larger one takes smaller steps, and lets the shifts learn at 1 - shift_step (1 - 1/b).
         """
-        return cls(
-            compressor, _learning_limit(cls, problem, compressor, b), 1 / (1 + omega(cls, compressor, problem.d))
-        )
+        shift_step = 1 / (1 + omega(cls, compressor, problem.d))
+        return cls(compressor, _learning_step(cls, problem, compressor, b), shift_step)
 
     def limits(self, problem):
-        limit = _learning_limit(self, problem, self.compressor, 1.0)
-        return {"gamma": limit, "shift_step": 1 / (1 + omega(self, self.compressor, problem.d))}
+        limit = _learning_limit(type(self), problem, self.compressor)
+        return {"gamma": limit, "shift_step": 1 / (1 + omega(type(self), self.compressor, problem.d))}
 
     def bound(self, problem, x0, k):
         """What E ||x^k - x*||^2 is at most, for step numbers k: V^0 and the rate at the largest M gamma allows."""
         return _learning_bound(self, problem, x0, k, self.shift_step)
 
     def init(self, problem, comm, x0) -> ShiftState:
-        return _zero_shifts(self._start(problem, comm, x0), comm)
+        return _zero_shifts(self._start(problem, comm.n, x0), comm)
 
     def step(self, problem, comm, state, key):
         x, v = state.x, state.scratch
-        messages = []
+        messages, keys = [], worker_keys(comm, key)
         for i, h_i in zip(comm.workers, state.shifts, strict=True):
             v = _residual(problem, i, x, h_i, out=v)
-            m_i = self.compressor.encode(v, key.worker(i))
-            self.compressor.decode_add(m_i, key.worker(i), h_i, self.shift_step)
+            m_i = self.compressor.encode(v, keys[i])
+            self.compressor.decode_add(m_i, keys[i], h_i, self.shift_step)
             messages.append(m_i)
-        m = mean(comm, self.compressor, messages, key, out=v)
+        m = mean(comm, self.compressor, messages, keys, out=v)
         add(state.mean, x, -self.gamma)
         add(m, x, -self.gamma)
         prox(problem, x, self.gamma)
@@ -312,8 +327,9 @@ class RandDIANA(Method):
 
         m_i = Q(grad f_i(x) - h_i),  x <- prox(x - gamma (1/n) sum_i (h_i + m_i)),  h_i <- grad f_i(x) with prob. p
 
-    Coins are independent over workers. A worker whose coin falls sends grad f_i(x) - h_i in float32, 32 d bits more;
-    rounding is relative to the difference, so that it fades with it. As DIANA with p in place of shift_step.
+    Coins are independent over workers. A worker whose coin falls sends grad f_i(x) - h_i on a float32 wire, 32 d bits
+    more (or wire="float64"); rounding is relative to the difference, so that it fades with it. As DIANA with p in place
+    of shift_step.
     2206.10452, sections 2 and 3.
 
     >>> import numpy as np, compress
@@ -327,65 +343,78 @@ class RandDIANA(Method):
     compressor: Unbiased
     gamma: float
     p: float
+    wire: str = "float32"
 
     needs = Unbiased
     proximal = True
 
     def __post_init__(self):
         checked(self, gamma="step", p="share")
+        wire_bytes(self.wire)
 
     @classmethod
-    def theoretical(cls, problem, compressor: Unbiased, p: float | None = None, b: float = 2.0) -> RandDIANA:
+    def theoretical(
+        cls, problem, compressor: Unbiased, p: float | None = None, b: float = 2.0, wire: str = "float32"
+    ) -> RandDIANA:
         """gamma = 1/(L + 2 (1 + b) omega L_max / n), whatever p is; p = 1/(1 + omega) where none is given.
 
         p may fall to about 2 gamma mu before the rate, max(1 - gamma mu, 1 - p (1 - 1/b)), suffers at b = 2.
         """
         p = 1 / (1 + omega(cls, compressor, problem.d)) if p is None else p
-        return cls(compressor, _learning_limit(cls, problem, compressor, b), p)
+        return cls(compressor, _learning_step(cls, problem, compressor, b), p, wire)
 
     def limits(self, problem):
-        return {"gamma": _learning_limit(self, problem, self.compressor, 1.0)}
+        return {"gamma": _learning_limit(type(self), problem, self.compressor)}
 
     def bound(self, problem, x0, k):
         """What E ||x^k - x*||^2 is at most, for step numbers k: V^0 and the rate at the largest M gamma allows."""
         return _learning_bound(self, problem, x0, k, self.p)
 
     def init(self, problem, comm, x0) -> ShiftState:
-        return _zero_shifts(self._start(problem, comm, x0), comm)
+        return _zero_shifts(self._start(problem, comm.n, x0), comm)
 
     def step(self, problem, comm, state, key):
         x, v = state.x, state.scratch
-        refreshed = [coin(key.worker(i), self.p) for i in range(comm.n)]
-        messages, refreshes = [], []
+        keys = worker_keys(comm, key)
+        refreshed = [coin(each, self.p) for each in keys]
+        messages, refreshes, whole = [], [], Identity()
         for i, h_i in zip(comm.workers, state.shifts, strict=True):
             v = _residual(problem, i, x, h_i, out=v)
-            messages.append(self.compressor.encode(v, key.worker(i)))
+            messages.append(self.compressor.encode(v, keys[i]))
             if refreshed[i]:
-                refreshes.append(Identity().encode(v.astype(np.float32, copy=False), key))
-                Identity().decode_add(refreshes[-1], key, h_i)
+                wire = min(np.dtype(self.wire), v.dtype)
+                check_range(v, wire)
+                refreshes.append(whole.encode(v.astype(wire, copy=False), key))
+                whole.decode_add(refreshes[-1], key, h_i)
             else:
-                refreshes.append(Identity().encode(v[:0], key))
-        m = mean(comm, self.compressor, messages, key, out=v)
+                refreshes.append(whole.encode(v[:0], key))
+        m = mean(comm, self.compressor, messages, keys, out=v)
         add(state.mean, x, -self.gamma)
         add(m, x, -self.gamma)
         prox(problem, x, self.gamma)
         if any(refreshed):
             for message in comm.allgather(refreshes):
                 if message.size:
-                    Identity().decode_add(message, key, state.mean, 1 / comm.n)
+                    whole.decode_add(message, key, state.mean, 1 / comm.n)
         return state._replace(oracle=state.oracle + comm.n)
 
 
-def _learning_limit(method, problem, compressor, b):
-    """1/(L + 2 (1 + b) omega L_max / n): DIANA's and Rand-DIANA's step for M = 2 b omega / (n shift_step)."""
-    if not b >= 1:
-        raise ValueError(f"b must be larger than 1, got {b}")
-    return 1 / (problem.L + 2 * (1 + b) * omega(method, compressor, problem.d) * problem.L_max / problem.n)
+def _learning_step(cls, problem, compressor, b):
+    """1/(L + 2 (1 + b) omega L_max / n): DIANA's and Rand-DIANA's step for M = 2 b omega / (n shift_step), b > 1."""
+    if not b > 1:
+        raise ValueError(f"{cls.__name__}: b must be larger than 1, got {b}")
+    covered(cls, problem)
+    return 1 / (problem.L + 2 * (1 + b) * omega(cls, compressor, problem.d) * problem.L_max / problem.n)
+
+
+def _learning_limit(cls, problem, compressor):
+    """What _learning_step comes near to as b falls to 1."""
+    return _learning_step(cls, problem, compressor, math.nextafter(1, 2))
 
 
 def _learning_bound(method, problem, x0, k, share):
     """max(1 - gamma mu, 1 - share + 2 omega / (n M))^k V^0 for shifts that start at 0 and learn by a share a step."""
-    w, gamma = omega(method, method.compressor, problem.d), method.gamma
+    w, gamma = omega(type(method), method.compressor, problem.d), method.gamma
     M = (1 / gamma - problem.L - 2 * w * problem.L_max / problem.n) / (share * problem.L_max)
     learning = 1 - share + (2 * w / (problem.n * M) if w else 0)
     start = _distance(problem, x0) + M * gamma**2 * _noise_at_optimum(problem)
@@ -424,28 +453,35 @@ class GDCI(Method):
     @classmethod
     def theoretical(cls, problem, compressor: Unbiased) -> GDCI:
         """The largest eta, and gamma = 1/mu."""
-        return cls(compressor, *_iterate_steps(problem, 2 * omega(cls, compressor, problem.d) / problem.n))
+        eta = _largest_eta(cls, problem, 2 * omega(cls, compressor, problem.d) / problem.n)
+        return cls(compressor, 1 / problem.mu, eta)
 
     def limits(self, problem):
-        return _iterate_limits(self, problem, 2 * omega(self, self.compressor, problem.d) / problem.n)
+        w = 2 * omega(type(self), self.compressor, problem.d) / problem.n
+        return {"gamma": _largest_gamma(problem, w, self.eta), "eta": _largest_eta(type(self), problem, w)}
 
     def bound(self, problem, x0, k):
-        """What E ||x^k - x*||^2 is at most, for step numbers k."""
-        fixed = problem.x_star - self.gamma * problem.gradients_star
-        noise = 2 * omega(self, self.compressor, problem.d) / problem.n * _squared(fixed) / problem.n
-        return (1 - self.eta) ** np.asarray(k) * _distance(problem, x0) + self.eta * noise
+        """What E ||x^k - x*||^2 is at most, for step numbers k. Raises ValueError where gamma is too far below 1/mu.
+
+        For any gamma it is (1 - r)^k ||x^0 - x*||^2 + (eta^2 / r) (2 omega / n) (1/n) sum_i ||x* - gamma
+        grad f_i(x*)||^2, r = gamma mu (eta + 2 omega eta^2 / n) - 2 omega eta^2 / n: eta, where gamma = 1/mu.
+        """
+        w = 2 * omega(type(self), self.compressor, problem.d) / problem.n
+        r = _contraction(self, problem, w)
+        noise = w * _squared(problem.x_star - self.gamma * problem.gradients_star) / problem.n
+        return (1 - r) ** np.asarray(k) * _distance(problem, x0) + self.eta**2 / r * noise
 
     def init(self, problem, comm, x0) -> GradientState:
-        x = self._start(problem, comm, x0)
+        x = self._start(problem, comm.n, x0)
         return GradientState(x, 0, zeros_like(x))
 
     def step(self, problem, comm, state, key):
         x, v = state.x, state.scratch
-        messages = []
+        messages, keys = [], worker_keys(comm, key)
         for i in comm.workers:
             _local_step(problem, i, x, self.gamma, out=v)
-            messages.append(self.compressor.encode(v, key.worker(i)))
-        m = mean(comm, self.compressor, messages, key, out=v)
+            messages.append(self.compressor.encode(v, keys[i]))
+        m = mean(comm, self.compressor, messages, keys, out=v)
         x *= 1 - self.eta
         add(m, x, self.eta)
         return state._replace(oracle=state.oracle + comm.n)
@@ -485,32 +521,41 @@ class VRGDCI(Method):
     def theoretical(cls, problem, compressor: Unbiased) -> VRGDCI:
         """The largest eta and shift_step, and gamma = 1/mu."""
         w = omega(cls, compressor, problem.d)
-        return cls(compressor, *_iterate_steps(problem, 6 * w / problem.n), 1 / (1 + w))
+        eta = _largest_eta(cls, problem, 6 * w / problem.n)
+        return cls(compressor, 1 / problem.mu, eta, 1 / (1 + w))
 
     def limits(self, problem):
-        w = omega(self, self.compressor, problem.d)
-        return {**_iterate_limits(self, problem, 6 * w / problem.n), "shift_step": 1 / (1 + w)}
+        w = omega(type(self), self.compressor, problem.d)
+        gamma, eta = (
+            _largest_gamma(problem, 6 * w / problem.n, self.eta),
+            _largest_eta(type(self), problem, 6 * w / problem.n),
+        )
+        return {"gamma": gamma, "eta": eta, "shift_step": 1 / (1 + w)}
 
     def bound(self, problem, x0, k):
-        """What E ||x^k - x*||^2 is at most, for step numbers k."""
+        """What E ||x^k - x*||^2 is at most, for step numbers k. Raises ValueError where gamma is too far below 1/mu.
+
+        For any gamma the rate is 1 - min(r, shift_step / 2), r = gamma mu (eta + c) - c with c = 6 omega eta^2 / n.
+        """
+        r = _contraction(self, problem, 6 * omega(type(self), self.compressor, problem.d) / problem.n)
         sigma = _squared(problem.x_star - self.gamma * problem.gradients_star) / problem.n
-        weight = 4 * self.eta**2 * omega(self, self.compressor, problem.d) / (self.shift_step * problem.n)
-        rate = (1 - min(self.eta, self.shift_step / 2)) ** np.asarray(k)
+        weight = 4 * self.eta**2 * omega(type(self), self.compressor, problem.d) / (self.shift_step * problem.n)
+        rate = (1 - min(r, self.shift_step / 2)) ** np.asarray(k)
         return rate * (_distance(problem, x0) + weight * sigma)
 
     def init(self, problem, comm, x0) -> ShiftState:
-        return _zero_shifts(self._start(problem, comm, x0), comm)
+        return _zero_shifts(self._start(problem, comm.n, x0), comm)
 
     def step(self, problem, comm, state, key):
         x, v = state.x, state.scratch
-        messages = []
+        messages, keys = [], worker_keys(comm, key)
         for i, h_i in zip(comm.workers, state.shifts, strict=True):
             _local_step(problem, i, x, self.gamma, out=v)
             add(h_i, v, -1)
-            d_i = self.compressor.encode(v, key.worker(i))
-            self.compressor.decode_add(d_i, key.worker(i), h_i, self.shift_step)
+            d_i = self.compressor.encode(v, keys[i])
+            self.compressor.decode_add(d_i, keys[i], h_i, self.shift_step)
             messages.append(d_i)
-        d = mean(comm, self.compressor, messages, key, out=v)
+        d = mean(comm, self.compressor, messages, keys, out=v)
         x *= 1 - self.eta
         add(state.mean, x, self.eta)
         add(d, x, self.eta)
@@ -525,15 +570,28 @@ def _local_step(problem, i, x, gamma, out):
     add(x, out, 1)
 
 
-def _iterate_limits(method, problem, w):
-    """eta <= 1/(L/mu + w (L_max/mu - 1)), gamma = (1 + w eta)/(eta (L + w L_max)) of the eta that is used."""
-    eta = min(1.0, 1 / (problem.L / problem.mu + w * (problem.L_max / problem.mu - 1)))
-    used = eta if method is None else method.eta
-    return {"gamma": (1 + w * used) / (used * (problem.L + w * problem.L_max)), "eta": eta}
+def _largest_eta(cls, problem, w):
+    """1/(L/mu + w (L_max/mu - 1)): up to it gamma may be 1/mu."""
+    covered(cls, problem, strongly=True)
+    return min(1.0, problem.mu / (problem.L + w * (problem.L_max - problem.mu)))
 
 
-def _iterate_steps(problem, w):
-    return _iterate_limits(None, problem, w).values()
+def _largest_gamma(problem, w, eta):
+    """(1 + w eta)/(eta (L + w L_max)): up to it a step does not raise f."""
+    return (1 + w * eta) / (eta * (problem.L + w * problem.L_max))
+
+
+def _contraction(method, problem, w):
+    """r: a step takes ||x - x*||^2 to at most (1 - r) ||x - x*||^2, noise aside."""
+    covered(type(method), problem, strongly=True)
+    spread = w * method.eta**2
+    r = method.gamma * problem.mu * (method.eta + spread) - spread
+    if not r > 0:
+        raise ValueError(
+            f"{type(method).__name__}: no contraction is proven for gamma = {method.gamma:.6g}, mu = {problem.mu:.6g} "
+            f"and eta = {method.eta:.6g}: gamma mu must exceed {spread / (method.eta + spread):.6g}"
+        )
+    return r
 
 
 # Neighbours
@@ -575,6 +633,7 @@ class EF14(Method):
 
     @classmethod
     def _limit(cls, problem, compressor):
+        covered(cls, problem)
         a = alpha(cls, compressor, problem.d)
         noisy = (1 - a) / math.sqrt(192 * a * problem.L * problem.L_max) if a else math.inf
         return min(1 / (4 * problem.L), noisy)
@@ -584,26 +643,27 @@ class EF14(Method):
 
     def bound(self, problem, x0, k):
         """What E ||x^k - x*||^2 is at most, for step numbers k."""
-        a, gamma, L = alpha(self, self.compressor, problem.d), self.gamma, problem.L
+        covered(type(self), problem, strongly=True)
+        a, gamma, L = alpha(type(self), self.compressor, problem.d), self.gamma, problem.L
         delta = 1 - a
         r = min(gamma * problem.mu / 2, delta / 4)
         floor = 48 * a * gamma**3 * L * _noise_at_optimum(problem) / (delta**2 * r)
         return 2 * max(1, delta / (12 * gamma * L)) * ((1 - r) ** np.asarray(k) * _distance(problem, x0) + floor)
 
     def init(self, problem, comm, x0) -> ErrorState:
-        x = self._start(problem, comm, x0)
+        x = self._start(problem, comm.n, x0)
         return ErrorState(x, [zeros_like(x) for _ in comm.workers], 0, zeros_like(x))
 
     def step(self, problem, comm, state, key):
         x, v = state.x, state.scratch
-        messages = []
+        messages, keys = [], worker_keys(comm, key)
         for i, e_i in zip(comm.workers, state.errors, strict=True):
             problem.gradient(i, x, out=v)
             add(v, e_i, self.gamma)
-            c_i = self.compressor.encode(e_i, key.worker(i))
-            self.compressor.decode_add(c_i, key.worker(i), e_i, -1)
+            c_i = self.compressor.encode(e_i, keys[i])
+            self.compressor.decode_add(c_i, keys[i], e_i, -1)
             messages.append(c_i)
-        add(mean(comm, self.compressor, messages, key, out=v), x, -1)
+        add(mean(comm, self.compressor, messages, keys, out=v), x, -1)
         return state._replace(oracle=state.oracle + comm.n)
 
 
@@ -632,14 +692,15 @@ class EF21(Method):
     gamma: float
 
     needs = Contractive
+    convex = False
 
     def __post_init__(self):
         checked(self, gamma="step")
 
     @classmethod
     def theoretical(cls, problem, compressor: Contractive) -> EF21:
-        """The largest gamma proven."""
-        return cls(compressor, _estimate_limit(problem, *cls._recursion(problem, compressor)))
+        """The gamma of the theorem."""
+        return cls(compressor, _estimate_limit(cls, problem, *cls._recursion(problem, compressor)))
 
     @classmethod
     def _recursion(cls, problem, compressor):
@@ -649,28 +710,28 @@ class EF21(Method):
         return theta, a / theta
 
     def limits(self, problem):
-        return {"gamma": _estimate_limit(problem, *self._recursion(problem, self.compressor))}
+        return {"gamma": _estimate_limit(type(self), problem, *self._recursion(problem, self.compressor))}
 
     def bound(self, problem, x0, k):
         """What E ||x^k - x*||^2 is at most, for step numbers k."""
         theta, _ = self._recursion(problem, self.compressor)
-        a, n = alpha(self, self.compressor, problem.d), problem.n
+        a, n = alpha(type(self), self.compressor, problem.d), problem.n
         x0 = np.asarray(x0, np.float64)
         start = a * sum(_squared(problem.gradient(i, x0)) for i in range(n)) / n
         return _estimate_bound(self, problem, x0, k, theta, start)
 
     def init(self, problem, comm, x0) -> ShiftState:
-        return _zero_shifts(self._start(problem, comm, x0), comm)
+        return _zero_shifts(self._start(problem, comm.n, x0), comm)
 
     def step(self, problem, comm, state, key):
         x, v = state.x, state.scratch
-        messages = []
+        messages, keys = [], worker_keys(comm, key)
         for i, g_i in zip(comm.workers, state.shifts, strict=True):
             v = _residual(problem, i, x, g_i, out=v)
-            c_i = self.compressor.encode(v, key.worker(i))
-            self.compressor.decode_add(c_i, key.worker(i), g_i)
+            c_i = self.compressor.encode(v, keys[i])
+            self.compressor.decode_add(c_i, keys[i], g_i)
             messages.append(c_i)
-        add(mean(comm, self.compressor, messages, key, out=v), state.mean, 1)
+        add(mean(comm, self.compressor, messages, keys, out=v), state.mean, 1)
         add(state.mean, x, -self.gamma)
         return state._replace(oracle=state.oracle + comm.n)
 
@@ -701,15 +762,16 @@ class MARINA(Method):
     p: float
 
     needs = Unbiased
+    convex = False
 
     def __post_init__(self):
         checked(self, gamma="step", p="share")
 
     @classmethod
     def theoretical(cls, problem, compressor: Unbiased, p: float | None = None) -> MARINA:
-        """The largest gamma proven; p = 1/(1 + omega), k/d for Rand-K, where none is given."""
-        p = 1 / (1 + omega(cls, compressor, problem.d)) if p is None else p
-        return cls(compressor, _estimate_limit(problem, *cls._recursion(problem, compressor, p)), p)
+        """The gamma of the theorem; p = 1/(1 + omega), k/d for Rand-K, where none is given."""
+        p = 1 / (1 + omega(cls, compressor, problem.d)) if p is None else parameter(cls, "p", p, "share")
+        return cls(compressor, _estimate_limit(cls, problem, *cls._recursion(problem, compressor, p)), p)
 
     @classmethod
     def _recursion(cls, problem, compressor, p):
@@ -717,14 +779,14 @@ class MARINA(Method):
         return p, (1 - p) * omega(cls, compressor, problem.d) / problem.n
 
     def limits(self, problem):
-        return {"gamma": _estimate_limit(problem, *self._recursion(problem, self.compressor, self.p))}
+        return {"gamma": _estimate_limit(type(self), problem, *self._recursion(problem, self.compressor, self.p))}
 
     def bound(self, problem, x0, k):
         """What E ||x^k - x*||^2 is at most, for step numbers k."""
         return _estimate_bound(self, problem, np.asarray(x0, np.float64), k, self.p, 0.0)
 
     def init(self, problem, comm, x0) -> EstimateState:
-        x = self._start(problem, comm, x0)
+        x = self._start(problem, comm.n, x0)
         state = EstimateState(x, zeros_like(x), 0, [zeros_like(x) for _ in range(3)])
         return _synchronise(problem, comm, state)
 
@@ -734,30 +796,31 @@ class MARINA(Method):
         add(g, x, -self.gamma)
         if coin(key, self.p):
             return _synchronise(problem, comm, state)
-        messages = []
+        messages, keys = [], worker_keys(comm, key)
         for i in comm.workers:
             problem.gradient(i, before, out=u)
             problem.gradient(i, x, out=v)
             add(u, v, -1)
-            messages.append(self.compressor.encode(v, key.worker(i)))
-        add(mean(comm, self.compressor, messages, key, out=v), g, 1)
+            messages.append(self.compressor.encode(v, keys[i]))
+        add(mean(comm, self.compressor, messages, keys, out=v), g, 1)
         return state._replace(oracle=state.oracle + 2 * comm.n)
 
 
 def _synchronise(problem, comm, state):
     """estimate = (1/n) sum_i grad f_i(x), sent in full."""
-    whole, key, v = Identity(), Key(), state.scratch[-1]
-    messages = [whole.encode(problem.gradient(i, state.x, out=v), key) for i in comm.workers]
-    mean(comm, whole, messages, key, out=state.estimate)
+    whole, keys, v = Identity(), worker_keys(comm, Key()), state.scratch[-1]
+    messages = [whole.encode(problem.gradient(i, state.x, out=v), keys[i]) for i in comm.workers]
+    mean(comm, whole, messages, keys, out=state.estimate)
     return state._replace(oracle=state.oracle + comm.n)
 
 
-def _estimate_limit(problem, theta, beta):
+def _estimate_limit(cls, problem, theta, beta):
     """The step of EF21 and MARINA for an estimate whose error falls by theta a step and grows by beta S^2 ||dx||^2.
 
     With c = gamma / (2 (theta - gamma mu)), f - f* + c G falls as 1 - gamma mu if gamma^2 beta S^2 / (theta - gamma mu)
     + gamma L <= 1: the published step does that where theta >= mu / L, their PL versions always.
     """
+    covered(cls, problem)
     S, L, mu = math.sqrt(np.mean(np.square(problem.L_i))), problem.L, problem.mu
     if theta * L >= mu:
         return 1 / (L + S * math.sqrt(beta / theta))
@@ -766,6 +829,7 @@ def _estimate_limit(problem, theta, beta):
 
 def _estimate_bound(method, problem, x0, k, theta, error):
     """(2 / mu) (1 - gamma mu)^k (f(x^0) - f* + c G^0) >= ||x^k - x*||^2, with G^0 = error."""
+    covered(type(method), problem, strongly=True)
     gamma, mu = method.gamma, problem.mu
     start = problem.value(x0) - problem.value(problem.x_star)
     if error:
