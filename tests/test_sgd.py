@@ -175,7 +175,7 @@ def test_a_step_above_the_limit_warns():
 
 
 BAD = [
-    (lambda: SGD(Nice(3, 1), 0.0), ValueError, "gamma must be positive and finite, got 0"),
+    (lambda: SGD(Nice(3, 1), 0.0), ValueError, "gamma must be positive.*, got 0"),
     (lambda: SGD(Nice(3, 1), -1.0), ValueError, "got -1"),
     (lambda: SGD(Nice(3, 1), math.nan), ValueError, "got nan"),
     (lambda: SGD(Nice(3, 1), "fast"), TypeError, "'fast'"),

@@ -1,4 +1,5 @@
-"""The statements of a paper that a machine can check: one module a paper, `run(out)` prints them and saves a figure."""
+"""The statements of a paper that a machine can check: one module a paper. `run(out, full)` prints them and saves
+a figure; full: at the size of the paper, where that takes longer than minutes."""
 
 from dataclasses import dataclass
 

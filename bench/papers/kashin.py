@@ -249,7 +249,7 @@ def residuals(d=256, redundancy=2.0, iterations=30):
     )
 
 
-def run(out):
+def run(out, full=False):
     from rich.progress import Progress
 
     from ..plot import kashin_figure
