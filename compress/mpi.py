@@ -9,6 +9,7 @@ B. Exchanges are nonblocking, and the wait for them is a loop in Python. Measure
    the processor away where others want it, and sees that a rank is gone:
 C. A rank that ends tells the next one how many exchanges it took part in, and whoever waits for one more raises. Where
    some ranks have ended and others not, one of those left has such a neighbour, and its error ends the job.
+   An exchange that was given up, for this or by a signal, leaves ranks out of step: the ones after it raise at once.
 D. A rank that dies is noticed by the launcher, which ends the others. MPICH's misses one exit without MPI_Finalize
    in a hundred, so that a rank that has waited for long also asks whether its neighbour on the machine lives.
 E. An uncaught exception ends the job on every rank, under `python -m mpi4py` and without.
@@ -122,6 +123,7 @@ class _Link:
         self._count = 0
         self._before, self._after = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
         self._end = None  # how many exchanges the rank before took part in, once it has ended
+        self._broken = None  # by what, and the memory of an exchange that MPI may still write to
         here = os.uname().nodename, os.readlink("/proc/self/ns/pid")  # where a process id says who it is
         pids = {r: pid for r, (there, pid) in enumerate(comm.allgather((here, os.getpid()))) if there == here}
         beside = list(pids)
@@ -133,9 +135,20 @@ class _Link:
 
     def exchange(self, buffer, bounds) -> None:
         """Fill elements bounds[r] to bounds[r + 1] of a buffer with what rank r has there, for every r."""
+        if self._broken:
+            raise RuntimeError(f"an exchange before this one has failed, and ranks are out of step: {self._broken[0]}")
         self._count += 1
+        request, sections = None, [buffer, (np.diff(bounds), bounds[:-1])]
+        try:
+            request = self.comm.Iallgatherv(self._library.IN_PLACE, sections)
+            self._wait(request)
+        except BaseException as failure:  # KeyboardInterrupt too
+            self._broken = f"{type(failure).__name__}: {failure}", request, sections
+            raise
+
+    def _wait(self, request) -> None:
+        """Until an exchange is complete; RuntimeError where it never will be."""
         start = time.monotonic()
-        request = self.comm.Iallgatherv(self._library.IN_PLACE, [buffer, (np.diff(bounds), bounds[:-1])])
         while not request.Test():
             if self._end is None and self.comm.Iprobe(self._before, _ENDED):
                 self._end = self.comm.recv(source=self._before, tag=_ENDED)

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 
 import numpy as np
 from cuda_on_cpu import cupy_on_cpu
@@ -18,18 +19,25 @@ KEY = compress.Key(0)
 def same_as_local():
     """Runs and rounds of messages by MPI(n) and Local(n), whatever the number of ranks."""
     problem = compress.Quadratic.random(n=5, d=30, mu=1, L=10)
-    for method in (
-        compress.DIANA.theoretical(problem, compress.RandK(0.3)),
-        compress.RandDIANA.theoretical(problem, compress.StandardDithering(3)),
-        compress.EF21.theoretical(problem, compress.TopK(0.1)),
+    randk, dithering, topk = compress.RandK(0.3), compress.StandardDithering(3), compress.TopK(0.1)
+    diana = compress.DIANA.theoretical(problem, randk)
+    for method, dtype in (
+        (diana, np.float64),
+        (diana, np.float32),
+        (compress.RandDIANA.theoretical(problem, dithering), np.float64),
+        (compress.GDCI.theoretical(problem, randk), np.float64),
+        (compress.VRGDCI.theoretical(problem, dithering), np.float64),
+        (compress.MARINA.theoretical(problem, randk), np.float64),
+        (compress.EF14.theoretical(problem, topk), np.float64),
+        (compress.EF21.theoretical(problem, topk), np.float64),
     ):
         comm, local = compress.MPI(5), compress.Local(5)
-        trace, expected = (compress.run(method, problem, c, np.ones(30), KEY, steps=40) for c in (comm, local))
-        assert trace.x.tobytes() == expected.x.tobytes()
-        assert trace.step.size == 41 and trace.error[-1] < trace.error[0]
-        for column in ("step", "error", "bits_up", "bits_down", "wire_bytes", "oracle"):
-            assert np.array_equal(getattr(trace, column), getattr(expected, column)), column
+        x0 = np.ones(30, dtype)
+        trace, expected = (compress.run(method, problem, c, x0, KEY, steps=40) for c in (comm, local))
+        assert trace.x.dtype == dtype and trace.error[-1] < trace.error[0]
+        same(trace, expected)
         assert comm.ledger == local.ledger
+    goes_on(problem, diana)
     rounds_of_any_length(comm, local)
     kinds_of_arrays(comm)
     assert comm.agree(("said", comm.process)) == ("said", 0)
@@ -38,6 +46,36 @@ def same_as_local():
     assert (comm.processes, share) == (1, 5) or share in (2, 3)
     assert (sys.excepthook is sys.__excepthook__) == (comm.processes == 1)
     print(f"rank {comm.process} of {comm.processes} has workers {comm.workers}")
+
+
+def same(trace, expected):
+    """Bit for bit, but for seconds."""
+    assert trace.x.tobytes() == expected.x.tobytes()
+    assert len(trace) == 41
+    for column in ("step", "error", "bits_up", "bits_down", "wire_bytes", "oracle"):
+        assert np.array_equal(getattr(trace, column), getattr(expected, column)), column
+
+
+class Own(compress.Quadratic):
+    """A quadratic whose value says which rank asks, as one that holds the data of its own workers alone."""
+
+    def value(self, x):
+        return super().value(x) + world().rank
+
+
+def goes_on(problem, method):
+    """A run that is saved, begun again and ended by new engines."""
+    problem, x0 = Own(problem.A, problem.b), np.zeros(30)
+    with tempfile.TemporaryDirectory() as folder:
+        for steps in (15, 40):
+            comm = compress.MPI(5)
+            path = comm.agree(f"{folder}/run.npz")
+            trace = compress.run(method, problem, comm, x0, KEY, steps=steps, checkpoint=path)
+        world().Barrier()  # all have saved
+        saved = comm.agree(sorted(os.listdir(folder)))
+        assert len(saved) == (1 if comm.processes == 1 else 2 * comm.processes), saved
+        world().Barrier()  # process 0 removes the folder
+    same(trace, compress.run(method, problem, compress.Local(5), x0, KEY, steps=40))
 
 
 def another_method():
@@ -130,8 +168,19 @@ def dies():
 
 
 def ends_early():
-    for _ in range(2 - world().rank):
+    """Rank 0 waits in vain, and is told so again where it goes on."""
+    messages()
+    if world().rank == 1:
+        return
+    try:
         messages()
+    except RuntimeError as first:
+        try:
+            messages()
+        except RuntimeError as second:
+            assert re.search(f"an exchange before this one has failed.*RuntimeError: {first}", str(second)), second
+            print("told again", flush=True)
+            raise first from None
 
 
 def world():

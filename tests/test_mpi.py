@@ -84,6 +84,7 @@ def test_a_rank_that_ends_early_ends_the_job():
     job = launch("ends_early")
     assert job.returncode != 0
     assert "RuntimeError: rank 1 has ended while rank 0 waits for its messages" in job.stderr
+    assert "told again" in job.stdout
 
 
 def test_what_is_missing_is_named(monkeypatch):

@@ -57,8 +57,11 @@ class Descent(compress.Method):
         oracle: int
         scratch: np.ndarray
 
+    def limits(self, problem):
+        return {}
+
     def init(self, problem, comm, x0):
-        x = self._start(problem, comm, x0)
+        x = self._start(problem, comm.n, x0)
         state = [[np.zeros(i) for i in range(3)], None, 0, 0.1, np.float32(0.3), False, 0]
         return self.State(x, *state, np.full(problem.d, np.nan))
 
@@ -252,7 +255,8 @@ def test_a_run_that_diverges_ends_with_its_trace(problem, name, dtype, gamma, ev
         warnings.simplefilter("always")
         trace = compress.run(method, problem, compress.Local(N), X0.astype(dtype), steps=10**6, every=every)
     caught = [w for w in seen if "is above" not in str(w.message)]  # the step size is, and init says so
-    assert [(w.category, str(w.message), w.filename) for w in caught] == [(RuntimeWarning, trace.reason, __file__)]
+    assert [(w.category, str(w.message)) for w in caught] == [(RuntimeWarning, trace.reason)]
+    assert len(seen) > 1 and {w.filename for w in seen} == {__file__}
     step, finite = trace.step[-1], np.flatnonzero(np.isfinite(trace.error))[-1]
     assert trace.reason == (
         f"diverged at step {step}: the last finite error is {trace.error[finite]:.6g}, at step {trace.step[finite]}"
@@ -459,6 +463,75 @@ def test_another_run_is_named(problem, monkeypatch, path, name):
         assert not any(other in str(caught.value) for other in others)
 
 
+def halves(n, swapped=False):
+    """Rows in two parts, of which two rows have changed places, or not."""
+    order = np.arange(n)
+    if swapped:
+        order[[0, -1]] = order[[-1, 0]]
+    return np.array_split(order, 2)
+
+
+def models():
+    """(name of what differs, a problem, another one), where the values at zero know no difference."""
+    rng = np.random.default_rng(0)
+    A, b = rng.standard_normal((12, D)), np.where(np.arange(12) % 2, -1.0, 1.0)
+    last = b * np.where(np.arange(12) == 11, -1, 1)
+    yield "value", *(compress.Quadratic.random(n=2, d=D, mu=1, L=10, seed=seed) for seed in (2, 3))
+    yield "value", *(compress.Logistic(A, labels, 0.1, workers=2) for labels in (b, last))
+    yield "gradients", *(compress.Ridge(A, b, 0.1, parts=halves(12, swapped)) for swapped in (False, True))
+    yield "problem", *(compress.Ridge(A, b, 0.1, workers=2, regularizer=compress.L1(lam)) for lam in (0.1, 0.2))
+    boxed = {"regularizer": compress.Box(0.0, 9.0)}
+    yield "value", *(compress.Logistic(A, labels, 0.1, workers=2, **boxed) for labels in (b, last))
+    yield "value", *(compress.Logistic(A, labels, 0.1) for labels in (b, last))  # for SGD
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("name", "problem", "other"), list(models()))
+def test_other_data_are_known_where_x0_is_zero(path, name, problem, other, dtype):
+    zero = np.zeros(D, dtype)
+    assert problem.value(zero) == other.value(zero)
+    method = (
+        compress.DIANA.theoretical(problem, compress.RandK(0.5))
+        if problem.n == 2
+        else compress.SGD.theoretical(problem, compress.Nice(problem.n, 2))
+    )
+    n = 2 if problem.n == 2 else 1
+    named = {"steps": 3, "checkpoint": path, "error": lambda x: 1.0 + float(x @ x)}
+    for _ in range(2):
+        compress.run(method, problem, compress.Local(n), zero, **named)
+    with pytest.raises(ValueError, match=rf"is of another run: .*{name} was .*, is "):
+        compress.run(method, other, compress.Local(n), zero, **named)
+
+
+def test_a_gradient_that_raises_where_the_data_are_looked_at(problem, path):
+    class Fussy(compress.Quadratic):
+        def gradient(self, i, x, out=None):
+            raise RuntimeError("no data here")
+
+    problem = Fussy(problem.A, problem.b)
+    with pytest.raises(RuntimeError, match="no data here") as caught:
+        compress.run(Descent(), problem, compress.Local(N), X0, steps=3, error=lambda x: 1.0, checkpoint=path)
+    assert "near x0" in caught.value.__notes__[0]
+
+
+def test_what_a_method_holds_is_described_in_full():
+    @dataclass
+    class Holds:
+        values: object
+
+    class Plain:
+        pass
+
+    a, b = np.zeros(3000), np.zeros(3000)
+    b[1500] = 1e-12  # repr would leave it out
+    described = module._described
+    assert repr([a]) == repr([b])
+    for held in (lambda x: x, lambda x: [x, 1], lambda x: (1, (x,)), lambda x: Holds(x), lambda x: [Holds((x,))]):
+        assert described(held(a)) == described(held(a.copy())) != described(held(b))
+    assert described((a, b)) != described((b, a)) and described([1]) != described((1,))
+    assert described([Plain()]) == described([Plain()]) == "list(Plain)"  # without an address
+
+
 def test_arrays_in_a_method_count(problem, path):
     shifts = np.zeros((N, D))
     for value in (0, 0.5):
@@ -615,6 +688,50 @@ def test_each_process_saves_its_own(shared, monkeypatch, path):
         go(compress.Local(N + 1))
 
 
+class Own(compress.Problem):
+    """The data of the workers hosted by a process, whose value is that of no other."""
+
+    def __init__(self, whole, comm):
+        self.n, self.d, self.x_star = whole.n, whole.d, whole.x_star
+        self._whole, self._hosted = whole, comm.workers
+
+    def value(self, x):
+        return sum(float(x @ self.gradient(i, x)) for i in self._hosted)
+
+    def gradient(self, i, x, out=None):
+        assert i in self._hosted
+        return self._whole.gradient(i, x, out)
+
+
+def test_processes_that_hold_their_own_data_go_on(shared, path):
+    method, whole = shared
+    other = compress.Quadratic(whole.A, np.concatenate([whole.b[:-1], 2 * whole.b[-1:]]))
+    alone = compress.run(method, whole, compress.Local(N + 1), X0, steps=20)
+
+    def go(comm, steps, problem=whole):
+        own = Own(problem, comm)
+        return compress.run(method, own, comm, X0, steps=steps, checkpoint=path, error=lambda x: float(x @ x))
+
+    on_both(lambda comm: go(comm, 9))
+    for trace in on_both(lambda comm: go(comm, 20)):
+        assert trace.step.tolist() == list(range(21)) and trace.x.tobytes() == alone.x.tobytes()
+    with pytest.raises(ValueError, match=r"run.1.npz is of another run: value was .*; gradients was"):
+        on_both(lambda comm: go(comm, 20, other))  # on process 1
+
+
+def test_a_process_that_does_not_see_its_files_is_told(shared, path):
+    method, problem = shared
+    (path.parent / "elsewhere").mkdir()
+
+    def go(comm, folder="."):
+        where = path.parent / folder / path.name if comm.process else path
+        return compress.run(method, problem, comm, X0, steps=5, checkpoint=where)
+
+    on_both(go)
+    with pytest.raises(ValueError, match=r"elsewhere/run.1.npz: process 1 does not see that it has saved step 5"):
+        on_both(lambda comm: go(comm, "elsewhere"))
+
+
 def test_a_kill_in_the_first_save_starts_again(shared, monkeypatch, path):
     method, problem = shared
 
@@ -713,7 +830,9 @@ def test_a_run_on_a_device(cupy, monkeypatch, path):
         def value(self, x):
             return x.max()
 
-        gradient = None  # the method knows
+        def gradient(self, i, x, out=None):
+            out[...] = x - cupy.asarray(self.x_star)
+            return out
 
     @dataclass(frozen=True)
     class Approach(compress.Method):
@@ -722,8 +841,11 @@ def test_a_run_on_a_device(cupy, monkeypatch, path):
             target: object
             oracle: int
 
+        def limits(self, problem):
+            return {}
+
         def init(self, problem, comm, x0):
-            return self.State(self._start(problem, comm, x0), cupy.asarray(problem.x_star), 0)
+            return self.State(self._start(problem, comm.n, x0), cupy.asarray(problem.x_star), 0)
 
         def step(self, problem, comm, state, key):
             C, key = compress.Identity(), key.worker(0)

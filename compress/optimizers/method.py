@@ -13,6 +13,7 @@ in their order: a step gives the same state, bit for bit, on every engine.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -86,7 +87,7 @@ class Method(ABC):
         except (NotImplementedError, TypeError):  # constants that the problem does not know or the compressor has not
             return
         except ValueError as error:
-            warnings.warn(f"no convergence is proven: {error}", stacklevel=4)
+            warnings.warn(f"no convergence is proven: {error}", stacklevel=_outside())
             return
         for name, limit in limits.items():
             value = getattr(self, name)
@@ -94,8 +95,16 @@ class Method(ABC):
                 warnings.warn(
                     f"{type(self).__name__}: {name} = {value:.6g} is above {limit:.6g}, the largest for which "
                     "convergence on this problem is proven",
-                    stacklevel=4,
+                    stacklevel=_outside(),
                 )
+
+
+def _outside() -> int:
+    """The stack level, where a warning is given, of the first caller outside this package."""
+    package, frame, level = __name__.partition(".")[0], sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def checked(method, **kinds) -> None:

@@ -32,11 +32,9 @@ from .. import kernels
 from ..comm import Communicator
 from ..compressor import positive_int
 from ..key import Key
-from .method import Method
+from .method import Method, prox, zeros_like
 from .trace import COLUMNS, Row, Trace
 
-# What a process that holds the data of its own workers alone knows in a way of its own.
-_OWN = ("value", "error")
 _DIVERGED = 1e12  # times the error at the start
 _FAR = 1e15  # a coordinate so large has a row recorded at once
 _FORMAT = 1  # of checkpoints
@@ -121,13 +119,11 @@ def run(
     rules = _Rules(steps, until, bits, seconds, limit)
     file, saved = None, None
     if checkpoint is not None or comm.processes > 1:
-        measured_at_x0 = f"{measured}, {rows.last.error:.9g} at x0"
-        fingerprint = _fingerprint(method, problem, comm, state, key, every, measured_at_x0)
-        theirs = comm.agree(fingerprint) | {name: fingerprint[name] for name in _OWN}
-        if differ := _differences(theirs, fingerprint, "{} is {} on process 0, {} on this one"):
+        fingerprint = _fingerprint(method, problem, comm, state, key, every, measured)
+        if differ := _differences(comm.agree(fingerprint), fingerprint, "{} is {} on process 0, {} on this one"):
             raise ValueError(f"every process must make the same run: {differ}")
     if checkpoint is not None:
-        file = _Checkpoint(checkpoint, comm, fingerprint)
+        file = _Checkpoint(checkpoint, comm, fingerprint, _seen(problem, comm, state.x, rows.last.error))
         if found := file.load(state):
             state, rows, sent = found
             for name, count in sent.items():
@@ -252,17 +248,43 @@ class _Rules:
 
 
 def _fingerprint(method, problem, comm, state, key, every, measured) -> dict[str, str]:
-    """What a run depends on, in words: a checkpoint is of this run where all of them are the same."""
+    """What a run depends on, in words, the same on every process."""
     return {
         "method": _described(method),
         "state": ", ".join(state._fields),
-        "problem": f"{type(problem).__name__} of n = {problem.n}, d = {problem.d}",
-        "value": f"{float(problem.value(state.x)):.9g} at x0",
+        "problem": f"{type(problem).__name__} of n = {problem.n}, d = {problem.d}, "
+        f"regularizer {_described(problem.regularizer)}",
         "comm": f"{comm.n} workers, {comm.processes} processes",
         "x0": _described(kernels.host(state.x)),
         "key": repr(key),
         "every": str(every),
         "error": measured,
+    }
+
+
+def _seen(problem, comm, x, error: float) -> dict[str, str]:
+    """What this process sees of the data, in words, to the digits that no other order of sums changes.
+
+    Taken beside x0, where values do not know the data if x0 = 0: the value, which has all of them, and of the gradients
+    of the workers hosted here, for whom it is a step's work, a sum that tells whose they are.
+    """
+    digits = 9 if x.dtype == np.float64 else 4
+    beside = np.cos(np.arange(problem.d)) / math.sqrt(problem.d)  # of length 0.7, with no zero
+    near, gradient, total = x + kernels.like(x, beside.astype(x.dtype)), zeros_like(x), 0.0
+    prox(problem, near, 1e-3)  # where the regularizer is finite
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            value = float(problem.value(near))
+            for i in comm.workers:
+                problem.gradient(i, near, out=gradient)
+                total += math.cos(i) * float(beside @ kernels.host(gradient))
+    except Exception as failure:
+        failure.add_note("at a point near x0, where run() looks at the data that a checkpoint is of")
+        raise
+    return {
+        "value": f"{value:.{digits}g} near x0",
+        "gradients": f"{total:.{digits}g} near x0, summed with weights",
+        "initial error": f"{error:.{digits}g}",
     }
 
 
@@ -274,20 +296,27 @@ def _differences(one: dict, other: dict, sentence: str) -> str:
 
 
 def _described(value) -> str:
-    """repr, with the contents of arrays, and of functions their name in place of an address."""
+    """repr, with all that arrays hold, and of functions and objects without a text their name, not their address."""
     if is_dataclass(value):
         parts = (f"{field.name}={_described(getattr(value, field.name))}" for field in fields(value))
         return f"{type(value).__name__}({', '.join(parts)})"
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (list, tuple)):
+        return f"{type(value).__name__}({', '.join(map(_described, value))})"
+    if hasattr(value, "__dlpack__"):
+        value = kernels.host(kernels.taken(value))
         return f"{value.dtype}{list(value.shape)} with crc32 {zlib.crc32(np.ascontiguousarray(value)):08x}"
-    return _name(value) if callable(value) else repr(value)
+    return _name(value) if callable(value) or type(value).__repr__ is object.__repr__ else repr(value)
 
 
 class _Checkpoint:
-    """Where a run is saved: a .npz file without pickles, `meta` in JSON beside the arrays."""
+    """Where a run is saved: a .npz file without pickles, `meta` in JSON beside the arrays.
 
-    def __init__(self, path, comm, fingerprint):
-        self._path, self._comm, self._fingerprint = Path(path), comm, fingerprint
+    fingerprint: of the run, and seen: of the data, by this process. A file is of this run where they are the same; what
+    another process has seen is for that one to compare.
+    """
+
+    def __init__(self, path, comm, fingerprint, seen):
+        self._path, self._comm, self._fingerprint, self._seen = Path(path), comm, fingerprint, seen
 
     def _files(self, process: int) -> list[Path]:
         """Those of a process: the last one saved, and with several processes the one before."""
@@ -299,7 +328,7 @@ class _Checkpoint:
         plain = {
             name: _packed(getattr(state, name), f"state.{name}", arrays) for name in state._fields if name != "scratch"
         }
-        meta = {"format": _FORMAT, "fingerprint": self._fingerprint, "step": rows.last.step, "sent": sent}
+        meta = {"format": _FORMAT, "fingerprint": self._fingerprint | self._seen, "step": rows.last.step, "sent": sent}
         arrays["meta"] = np.frombuffer(json.dumps(meta | {"state": plain}).encode(), np.uint8)
         path, *before = self._files(self._comm.process)
         temporary = path.with_name(f"{path.name}.tmp")
@@ -317,16 +346,17 @@ class _Checkpoint:
         step = comm.agree(self._common_step() if comm.process == 0 else None)
         if step is None:
             return None
-        for path in filter(Path.exists, self._files(comm.process)):
-            meta, arrays = self._read(path)
+        paths = self._files(comm.process)
+        for path in filter(Path.exists, paths):
+            meta, arrays = self._read(path, own=True)
             if meta["step"] == step:
                 values = {name: _unpacked(plain, arrays, state.x) for name, plain in meta["state"].items()}
                 return state._replace(**values), _Rows(map(Row._make, arrays["rows"].tolist())), meta["sent"]
-        raise ValueError(f"checkpoint {path}: process {comm.process} has not saved step {step}")
+        raise ValueError(f"checkpoint {paths[0]}: process {comm.process} does not see that it has saved step {step}")
 
     def _common_step(self) -> int | None:
         steps = [
-            {self._read(path, whole=False)[0]["step"] for path in filter(Path.exists, self._files(process))}
+            {self._read(path, own=False)[0]["step"] for path in filter(Path.exists, self._files(process))}
             for process in range(self._comm.processes)
         ]
         common = max(set.intersection(*steps), default=None)
@@ -337,16 +367,16 @@ class _Checkpoint:
             )
         return common
 
-    def _read(self, path: Path, whole: bool = True):
-        """meta and, where `whole`, all arrays of a file; ValueError where it is damaged or of another run."""
+    def _read(self, path: Path, own: bool):
+        """meta and, of a file of its `own`, all arrays; ValueError where it is damaged or of another run."""
         with open(path, "rb") as stream:
             try:
-                if whole and (damaged := zipfile.ZipFile(stream).testzip()):
+                if own and (damaged := zipfile.ZipFile(stream).testzip()):
                     raise ValueError(f"{damaged} does not match its checksum")
                 stream.seek(0)
                 with np.load(stream) as file:
                     meta = json.loads(file["meta"].tobytes())
-                    arrays = {name: file[name] for name in file.files} if whole else {}
+                    arrays = {name: file[name] for name in file.files} if own else {}
                 if meta["format"] != _FORMAT:
                     raise ValueError(f"format {meta['format']}, this library reads {_FORMAT}")
                 saved = meta["fingerprint"]
@@ -354,7 +384,8 @@ class _Checkpoint:
                 raise ValueError(
                     f"checkpoint {path} is damaged, or of another library: {type(failure).__name__}: {failure}"
                 ) from failure
-        if differ := _differences(saved, self._fingerprint, "{} was {}, is {}"):
+        expected = self._fingerprint | (self._seen if own else {})
+        if differ := _differences(saved, expected, "{} was {}, is {}"):
             raise ValueError(f"checkpoint {path} is of another run: {differ}")
         return meta, arrays
 
