@@ -1,4 +1,4 @@
-"""Benchmarks that can be checked: `python -m bench [frontier | speed | gpu_check | guide | papers NAME]`.
+"""Benchmarks that can be checked: `python -m bench [frontier | speed | gpu_check | guide | convergence | papers NAME]`.
 
 frontier  Every compressor over its parameter range on one vector: bits that left, error, proven constants, speed;
           --input all on several, --peers beside other packages.
@@ -7,6 +7,8 @@ speed     Every kernel against memcpy in the same process, and against the bar s
 gpu_check On a machine with a GPU: every message byte for byte against the CPU's, compute-sanitizer where it is
           installed, and the speeds.
 guide     The table behind compress.recommend: errors and speeds of every row, measured again.
+convergence
+          Error against bits: methods with compressors on a problem of your choice.
 papers    The statements of a paper that a machine can check, each with the figure measured here and ok or not.
 
 Needs the extra: pip install "compress-kernels[bench]".

@@ -5,7 +5,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-PAPERS = ("kashin",)
+PAPERS = ("kashin", "sgd", "shifted")
 
 
 def frontier(args):
@@ -79,7 +79,13 @@ def guide(args):
 def papers(args):
     from importlib import import_module
 
-    return import_module(f"bench.papers.{args.paper}").run(args.out)
+    return import_module(f"bench.papers.{args.paper}").run(args.out, args.full)
+
+
+def convergence(args):
+    from . import convergence
+
+    return convergence.run(args)
 
 
 def choose(backend):
@@ -136,7 +142,28 @@ def parser():
 
     q = commands.add_parser("papers", parents=[folder], help="the checkable statements of a paper")
     q.add_argument("paper", choices=PAPERS)
+    q.add_argument("--full", action="store_true", help="larger problems and longer runs, where the paper has them")
     q.set_defaults(command=papers)
+
+    v = commands.add_parser("convergence", parents=[folder], help="error against bits, methods by compressors")
+    v.add_argument("--problem", default="quadratic", metavar="quadratic[:D] | ridge:SOURCE | logistic:SOURCE")
+    v.add_argument("--workers", type=int, default=10)
+    v.add_argument("--shards", default="equal", metavar="equal|sorted|dirichlet", help="rows of a worker")
+    v.add_argument("--condition", type=float, default=30, help="L / mu, which ridge and logistic get by lam")
+    v.add_argument("--methods", default="DIANA,EF21", help="separated by commas (default %(default)s)")
+    v.add_argument(
+        "--compressors",
+        default="Identity;RandK(0.1);TopK(0.1);Kashin(3);Trellis(bits=2);Trellis(bits=2, unbiased=True)",
+        help="separated by semicolons (default %(default)s)",
+    )
+    v.add_argument("--gamma", type=float, help="step size of all, in place of those that theorems allow")
+    v.add_argument("--steps", type=int, default=5000, help="at most (default %(default)s)")
+    v.add_argument("--until", type=float, default=1e-8, help="error to stop at (default %(default)s)")
+    v.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of x, and of Identity's bits")
+    v.add_argument("--seed", type=int, default=0)
+    v.add_argument("--progress", action="store_true")
+    v.add_argument("--mpi", action="store_true", help="workers on ranks: mpiexec -n 2 python -m mpi4py -m bench ...")
+    v.set_defaults(command=convergence)
     return p
 
 

@@ -25,6 +25,8 @@ COLOURS = [*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors]
 COLOURS = [c for c in COLOURS if max(c) - min(c) > 0.1]  # greys are the peers'
 COLOURS += [to_rgb(c) for c in ("black", "navy", "limegreen", "deepskyblue")]
 MARKERS = "osD^vP*X<>phH8d"
+# for a few curves: told apart with any colour vision (Okabe and Ito 2008, without the yellow, and a grey)
+SAFE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 
 
 def family_styles(families):

@@ -18,7 +18,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 import compress  # noqa: E402
-from bench import frontier, gradients, guide, ideal, peers  # noqa: E402
+from bench import convergence, frontier, gradients, guide, ideal, peers  # noqa: E402
 from bench.__main__ import main  # noqa: E402
 
 
@@ -251,3 +251,154 @@ def test_frontier_refuses_unknown_options(capsys):
 def test_degenerate_vectors_have_a_table_and_a_figure(distribution, size, tmp_path):
     main(["--quick", "--distribution", distribution, "--size", str(size), "--out", str(tmp_path)])
     assert (tmp_path / "frontier.png").is_file()
+
+
+def test_the_reference_problem_is_that_of_the_reference():
+    """Its constants, printed to four digits there, and a run that draws nothing: both would tell another sample."""
+    pytest.importorskip("sklearn")
+    from bench.papers import shifted
+
+    setup = shifted.Setup.reference()
+    assert setup.constants() == "L = 381.2, mu = 1.470, L_max = 1441, kappa = 259"
+    assert shifted.Setup.paper().constants() == "L = 308.9, mu = 1.737, L_max = 1427, kappa = 178"
+    method = setup.method(compress.DIANA, 0.9)
+    trace = setup.trace(method, 1e-2)
+    assert setup.trace(method, steps=5) is trace and setup.trace(method, 1e-3) is not trace
+    assert setup.steps(method, 1e-2) == trace.at(1e-2).step and trace.error[-1] <= 1e-2 < trace.error[-2]
+
+
+def test_shifted_paper_on_a_small_problem(tmp_path, capsys, monkeypatch):
+    """All of it, of few coordinates and runs: what the whole shows is not at stake, its table is another problem's."""
+    pytest.importorskip("sklearn")
+    from bench.papers import shifted
+
+    small = {"D": 20, "RUNS": 2, "STEPS": 30, "GRID": (0.3,), "REFERENCE": {0.3: {"DCGD-STAR": 300, "DIANA": 900}}}
+    for name, value in small.items():
+        monkeypatch.setattr(shifted, name, value)
+    assert shifted.run(tmp_path, full=True) == 1
+    printed = capsys.readouterr().out
+    assert "1e-12 linearly" in printed and printed.count(" ok ") >= 8
+    for name in ("shifted.png", "shifted_sweeps.png", "shifted_bounds.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_compressors_are_read_from_expressions():
+    text = "Identity; RandK(0.1, wire='float64');Induced(TopK(3), Rotated(StandardDithering(-0 + 4)));Trellis(bits=2);"
+    with pytest.raises(ValueError, match="neither a literal nor a compressor"):
+        convergence.compressors(text)
+    assert convergence.compressors(text.replace("-0 + 4", "4")) == [
+        compress.Identity(),
+        compress.RandK(0.1, wire="float64"),
+        compress.Induced(compress.TopK(3), compress.Rotated(compress.StandardDithering(4))),
+        compress.Trellis(bits=2),
+    ]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--methods", "Diana"], "unknown method 'Diana'; known: DCGD, "),
+        (["--compressors", "RandQ(3)"], "unknown name 'RandQ'; known: Identity, RandK, "),
+        (["--compressors", "RandK(2"], "was never closed"),
+        (["--compressors", "RandK(0.0)"], "k must be a count of at least 1"),
+        (["--compressors", "RandK(1, 2, 3)"], "positional arguments"),
+        (["--compressors", "__import__('os').getcwd()"], "is no compressor such as"),
+        (["--compressors", " ; "], "names none"),
+        (["--problem", "lasso"], "unknown problem 'lasso'; known: quadratic, "),
+        (["--problem", "quadratic:many"], "has D coordinates, got 'many'"),
+        (["--problem", "ridge:nowhere"], "nowhere is neither a file nor one of breast_cancer, "),
+        (["--shards", "odd"], "unknown shards 'odd'; known: equal, sorted, dirichlet"),
+        (["--shards", "sorted"], "a quadratic has no rows"),
+        (["--condition", "1"], "--condition must be above 1"),
+        (["--until", "0"], "--until must lie in"),
+        (["--workers", "0"], "--workers must be at least 1"),
+    ],
+)
+def test_convergence_names_what_is_wrong(options, words, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["convergence", "--out", str(tmp_path), *options])
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shards", convergence.SHARDS)
+@pytest.mark.parametrize("text, d", [("ridge:diabetes", 10), ("logistic:digits", 64), ("logistic:breast_cancer", 30)])
+def test_problems_have_the_condition_asked_for(text, d, shards):
+    pytest.importorskip("sklearn")
+    problem = convergence.problem(text, 6, shards, condition=40.0)
+    assert (problem.n, problem.d) == (6, d)
+    assert problem.L / problem.mu == pytest.approx(40)
+    if text == "logistic:digits":
+        assert 0.4 < np.mean(problem.b > 0) < 0.6  # five digits and five
+    if shards == "sorted":
+        parts = [problem.b[problem._rows(i)] for i in range(6)]
+        assert np.mean([part.std() for part in parts]) < 0.5 * problem.b.std()
+
+
+def lines(path):
+    with open(path, newline="") as file:
+        return {(line["method"], line["compressor"]): line for line in csv.DictReader(file)}
+
+
+CONVERGENCE = ["convergence", "--problem", "quadratic:40", "--workers", "4", "--until", "1e-4", "--condition", "5"]
+
+
+def test_convergence_of_what_goes_together(tmp_path, capsys):
+    pairs = ["--methods", "DIANA,EF21", "--compressors", "Identity;RandK(0.5);TopK(0.5);Trellis(bits=3);RandK(41)"]
+    assert main([*CONVERGENCE, *pairs, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "skipped for DIANA, EF21: RandK(41): k = 41 of a vector of 40 coordinates" in printed
+    assert "skipped for DIANA: TopK(0.5): biased" in printed
+    assert "* EF21, Trellis(3): not proven: alpha = " in printed
+    found = lines(tmp_path / "convergence.csv")
+    assert list(found) == [
+        ("DIANA", "Identity()"),
+        ("DIANA", "RandK(0.5)"),
+        ("EF21", "Scaled(Identity())"),
+        ("EF21", "Scaled(RandK(0.5))"),
+        ("EF21", "TopK(0.5)"),
+        ("EF21", "Trellis(3)"),
+    ]
+    for line in found.values():
+        assert float(line["error"]) <= 1e-4 and line["steps"] == line["steps_to_1e-04"]
+        assert int(line["steps_to_1e-01"]) < int(line["steps_to_1e-02"]) < int(line["steps"])
+        sent = float(line["bits_per_coordinate"]) * 40 * int(line["steps"]) / 1e6
+        assert float(line["mbit_to_1e-04"]) == float(line["mbit_per_worker"]) == pytest.approx(sent)
+    assert [float(line["bits_per_coordinate"]) for line in found.values()][:4] == [32, 16, 32, 16]
+    descent = convergence.problem("quadratic:40", 4, condition=5.0)
+    x = np.zeros(40)
+    steps = 0
+    while np.sum((x - descent.x_star) ** 2) > 1e-4 * np.sum(descent.x_star**2):
+        x, steps = x - descent.full_gradient(x) / 5, steps + 1
+    assert int(found["DIANA", "Identity()"]["steps"]) == steps  # gradient descent
+    saved = json.loads((tmp_path / "convergence.json").read_text())
+    assert saved["d"] == 40 and saved["L"] == 5 and len(saved["runs"]) == len(found) and len(saved["skipped"]) == 3
+    curve = saved["runs"][1]["curve"]
+    assert curve["error"][0] == 1 and curve["bits_up"][-1] == pytest.approx(4e6 * saved["runs"][1]["mbit_per_worker"])
+    assert (tmp_path / "convergence.png").stat().st_size > 10_000
+
+
+def test_a_run_that_diverges_is_in_the_table_and_says_so(tmp_path, capsys):
+    pairs = ["--methods", "DCGD", "--compressors", "Identity", "--gamma", "10", "--steps", "1000"]
+    assert main([*CONVERGENCE, *pairs, "--out", str(tmp_path)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "gamma given; DCGD: gamma = 10 is above" in printed and "diverged" in printed
+    assert json.loads((tmp_path / "convergence.json").read_text())["runs"][0]["mbit_to_1e-04"] is None
+
+
+def test_convergence_with_nothing_that_goes_together(tmp_path, capsys):
+    assert main([*CONVERGENCE, "--methods", "DIANA", "--compressors", "TopK(0.1)", "--out", str(tmp_path)]) == 1
+    assert "skipped for DIANA" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_convergence_on_two_ranks_is_that_on_one(tmp_path):
+    from test_mpi import mpiexec
+
+    pairs = ["--methods", "DIANA", "--compressors", "RandK(0.5)", "--steps", "50", "--out"]
+    assert main([*CONVERGENCE, *pairs, str(tmp_path / "one")]) == 0
+    command = [mpiexec(), "-n", "2", sys.executable, "-m", "mpi4py", "-m", "bench", *CONVERGENCE, *pairs]
+    done = subprocess.run(
+        [*command, str(tmp_path / "two"), "--mpi"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and done.stdout.count("steps and Mbit") == 1, done.stdout + done.stderr
+    one, two = (lines(tmp_path / name / "convergence.csv")["DIANA", "RandK(0.5)"] for name in ("one", "two"))
+    assert one | {"seconds": None} == two | {"seconds": None}
