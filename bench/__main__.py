@@ -146,11 +146,25 @@ def parser():
     q.set_defaults(command=papers)
 
     v = commands.add_parser("convergence", parents=[folder], help="error against bits, methods by compressors")
-    v.add_argument("--problem", default="quadratic", metavar="quadratic[:D] | ridge:SOURCE | logistic:SOURCE")
-    v.add_argument("--workers", type=int, default=10)
-    v.add_argument("--shards", default="equal", metavar="equal|sorted|dirichlet", help="rows of a worker")
-    v.add_argument("--condition", type=float, default=30, help="L / mu, which ridge and logistic get by lam")
-    v.add_argument("--methods", default="DIANA,EF21", help="separated by commas (default %(default)s)")
+    v.add_argument(
+        "--problem",
+        default="quadratic",
+        metavar="quadratic[:D] | ridge:SOURCE | logistic:SOURCE",
+        help="SOURCE: breast_cancer, diabetes, digits, or a LIBSVM or .npz file (default %(default)s)",
+    )
+    v.add_argument("--workers", type=int, default=10, help="(default %(default)s)")
+    v.add_argument(
+        "--shards", default="equal", metavar="equal|sorted|dirichlet", help="rows of a worker (default %(default)s)"
+    )
+    v.add_argument(
+        "--condition", type=float, default=30, help="L / mu, which ridge and logistic get by lam (default %(default)s)"
+    )
+    v.add_argument(
+        "--methods",
+        default="DIANA,EF21",
+        help="of DCGD, DCGDStar, DIANA, RandDIANA, GDCI, VRGDCI, EF14, EF21, MARINA, separated by commas "
+        "(default %(default)s)",
+    )
     v.add_argument(
         "--compressors",
         default="Identity;RandK(0.1);TopK(0.1);Kashin(3);Trellis(bits=2);Trellis(bits=2, unbiased=True)",

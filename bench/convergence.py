@@ -74,7 +74,9 @@ def _built(node):
     known = compress.compressor.classes()
     function = node.func if isinstance(node, ast.Call) else node
     if not isinstance(function, ast.Name):
-        raise ValueError(f"{ast.unparse(node)!r} is no compressor such as RandK(0.1)")
+        raise ValueError(
+            f"{ast.unparse(node)!r} is no compressor such as RandK(0.1); several are separated by semicolons"
+        )
     if function.id not in known:
         raise ValueError(f"unknown name {function.id!r}; known: {', '.join(known)}")
     if function is node:

@@ -4,6 +4,7 @@ Names and modules are imported when they are first asked for, so that `import co
 """
 
 from importlib import import_module as _import_module
+from sys import modules as _modules
 
 __version__ = "0.1.0"
 
@@ -68,7 +69,8 @@ def __getattr__(name):
         return value
     if name in _MODULES:
         return _import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # with the name and the module, Python adds what may have been meant
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=_modules[__name__])
 
 
 def __dir__():

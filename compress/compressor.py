@@ -34,6 +34,7 @@ weight is 1 unless add is True.
 from __future__ import annotations
 
 import math
+import reprlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -293,7 +294,7 @@ def settle(compressor: Compressor, name: str, value) -> None:
 def positive_int(value, name: str, least: int = 1, most: int | None = None) -> int:
     """value as an int in [least, most]; TypeError or ValueError that names the parameter."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {reprlib.repr(value)}")
     if value < least or (most is not None and value > most):
         bound = f"at least {least}" if most is None else f"in [{least}, {most}]"
         raise ValueError(f"{name} must be {bound}, got {value}")

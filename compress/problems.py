@@ -141,7 +141,8 @@ class Box(Regularizer):
 class Problem(ABC):
     """min over x of f(x) + R(x), f = (1/n) sum_i f_i.
 
-    n: components. d: coordinates. regularizer: R, or None for zero. convex: whether every f_i is.
+    n: components. d: coordinates. regularizer: R, or None for zero. convex: whether every f_i is. shared: whether every
+    process of an MPI job has all the data; False where each has those of its own workers alone.
     Constants are of f, without R, and computed when first asked for; one that a problem does not know raises
     NotImplementedError. `out`, a vector like x that does not overlap it, is written and returned.
     """
@@ -150,6 +151,7 @@ class Problem(ABC):
     d: int
     regularizer: Regularizer | None = None
     convex: bool = True
+    shared: bool = True
 
     def __repr__(self):
         return f"{type(self).__name__}(n={self.n}, d={self.d}, regularizer={self.regularizer})"
@@ -170,8 +172,12 @@ class Problem(ABC):
         indices: integers in [0, n), which may repeat; weights: as many numbers. None at all give zero.
         """
         out = np.empty_like(x) if out is None else out
-        _weighted_sum(self.gradient, *_weighted(indices, weights, self.n), self.n, x, out)
+        _weighted_sum(self._own_gradient, *_weighted(indices, weights, self.n), self.n, x, out)
         return out
+
+    def _own_gradient(self, i, x, out):
+        """out = grad f_i(x), also where `gradient` leaves out alone and returns a vector of its own."""
+        out[...] = self.gradient(i, x, out)
 
     def full_gradient(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """grad f(x)."""
@@ -179,7 +185,9 @@ class Problem(ABC):
 
     def smoothness(self, indices: np.ndarray, weights: np.ndarray) -> float:
         """lambda_max(sum_k weights_k M_{indices_k}), 0 for none. Raises ValueError for a negative weight."""
-        raise NotImplementedError(f"{type(self).__name__} does not know its smoothness")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not know its smoothness: set L_i and L, or pass step sizes of your own"
+        )
 
     @cached_property
     def L_i(self) -> np.ndarray:
@@ -194,29 +202,33 @@ class Problem(ABC):
     @cached_property
     def mu(self) -> float:
         """The largest mu for which f is known to be mu-strongly convex."""
-        raise NotImplementedError(f"{type(self).__name__} does not know its strong convexity")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not know its strong convexity: set mu, or pass step sizes of your own"
+        )
 
     @property
     def L_max(self) -> float:
         """max_i L_i."""
-        return float(self.L_i.max())
+        return float(np.max(self.L_i))
 
     @property
     def L_mean(self) -> float:
         """(1/n) sum_i L_i."""
-        return float(self.L_i.mean())
+        return float(np.mean(self.L_i))
 
     @cached_property
     def x_star(self) -> np.ndarray:
         """(d,): a minimiser of f + R."""
-        raise NotImplementedError(f"{type(self).__name__} does not know its minimiser")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not know its minimiser: set x_star, or give run() an error= of your own"
+        )
 
     @cached_property
     def gradients_star(self) -> np.ndarray:
         """(n, d): grad f_i(x_star), read-only."""
         h = np.empty((self.n, self.d))
         for i, row in enumerate(h):
-            self.gradient(i, self.x_star, row)
+            row[...] = self.gradient(i, self.x_star, row)
         return _frozen(h)
 
 
@@ -724,6 +736,8 @@ def _regularizer(value):
 
 def _partition(parts, m):
     """(order, sizes): the rows of all parts one after another, and how many each has."""
+    if not np.iterable(parts):
+        raise TypeError(f"parts must be a list of vectors of row numbers, got {parts!r}; their number is `workers`")
     parts = [np.asarray(part) for part in parts]
     for i, part in enumerate(parts):
         if part.ndim != 1 or part.size == 0 or part.dtype.kind not in "iu":

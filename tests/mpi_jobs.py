@@ -59,6 +59,8 @@ def same(trace, expected):
 class Own(compress.Quadratic):
     """A quadratic whose value says which rank asks, as one that holds the data of its own workers alone."""
 
+    shared = False
+
     def value(self, x):
         return super().value(x) + world().rank
 
@@ -83,6 +85,14 @@ def another_method():
     comm, problem = compress.MPI(2), compress.Quadratic.random(n=2, d=8, mu=1, L=10)
     method = compress.DIANA(compress.RandK(0.3), 0.01 * (1 + comm.process), 0.1)
     compress.run(method, problem, comm, np.ones(8), steps=10)
+
+
+def other_data():
+    """A problem that differs between the ranks."""
+    comm = compress.MPI(2)
+    problem = compress.Quadratic.random(n=2, d=8, mu=1, L=10, seed=comm.process)
+    problem.x_star = np.zeros(8)
+    compress.run(compress.DIANA(compress.RandK(0.3), 0.01, 0.1), problem, comm, np.ones(8), steps=10)
 
 
 def rounds_of_any_length(comm, local):

@@ -67,6 +67,12 @@ def test_another_method_on_one_rank_is_named():
     assert "ValueError: every process must make the same run: method is DIANA" in job.stderr
 
 
+def test_other_data_on_one_rank_are_noticed():
+    job = launch("other_data")
+    assert job.returncode != 0
+    assert "ValueError: every process must have the same data, but f + R is" in job.stderr
+
+
 def test_a_killed_rank_ends_the_job():
     assert launch("killed").returncode != 0
 

@@ -691,6 +691,8 @@ def test_each_process_saves_its_own(shared, monkeypatch, path):
 class Own(compress.Problem):
     """The data of the workers hosted by a process, whose value is that of no other."""
 
+    shared = False
+
     def __init__(self, whole, comm):
         self.n, self.d, self.x_star = whole.n, whole.d, whole.x_star
         self._whole, self._hosted = whole, comm.workers

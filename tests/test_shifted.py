@@ -53,6 +53,12 @@ def method(request, problem):
     return methods(problem)[request.param]
 
 
+@pytest.fixture(params=[i for i, name in enumerate(NAMES) if name != "DCGDStar"], ids=lambda i: f"{i}-{NAMES[i]}")
+def learner(request, problem):
+    """A method that need not know x*."""
+    return methods(problem)[request.param]
+
+
 def boxes(method, problem, x, steps):
     """The algorithm boxes, written with dense vectors: the iterates after each step."""
     n, gamma, C = problem.n, method.gamma, method.compressor
@@ -248,10 +254,9 @@ class Distances(compress.Problem):
         return out
 
 
-def test_state_lives_where_x0_does_and_has_the_same_bits(method, backend):
+def test_state_lives_where_x0_does_and_has_the_same_bits(learner, backend):
     """The same steps on the grid: a GPU where there is one."""
-    if isinstance(method, compress.DCGDStar):
-        pytest.skip("needs x* as a NumPy vector: GPU or not, its step is that of DCGDShift")
+    method = learner
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((N, D)).astype(np.float32)
     x0 = rng.standard_normal(D).astype(np.float32)
@@ -325,6 +330,55 @@ def test_refreshes_of_any_range_on_a_float64_wire():
                 compress.run(replace(method, wire="float32"), problem, compress.Local(2), np.zeros(4), steps=50)
 
 
+class OutOfPlace(Distances):
+    """A problem that leaves `out` alone."""
+
+    def gradient(self, i, x, out=None):
+        return x - self.centres[i]
+
+
+def test_a_gradient_may_be_a_vector_of_its_own(learner):
+    method = learner
+    centres, states = list(np.random.default_rng(0).standard_normal((N, D))), []
+    for cls in (Distances, OutOfPlace):
+        problem, comm = cls(centres), compress.Local(N)
+        state = method.init(problem, comm, start())
+        for k in range(4):
+            state = method.step(problem, comm, state, KEY.at(k))
+        states.append(state.x)
+    assert np.array_equal(*states)
+    assert np.array_equal(problem.full_gradient(start()), Distances(centres).full_gradient(start()))
+
+
+@pytest.mark.parametrize("wrong", [None, [0.0] * D, np.zeros(3), np.zeros(D, np.int64)])
+def test_a_gradient_of_another_kind_is_named(wrong):
+    problem = OutOfPlace([np.zeros(D)] * N)
+    problem.gradient = lambda i, x, out: wrong
+    comm, method = compress.Local(N), compress.DIANA(RANDK, 0.1, 0.1)
+    with pytest.raises((TypeError, ValueError)):
+        method.step(problem, comm, method.init(problem, comm, start()), KEY)
+
+
+def test_identity_goes_with_every_method(problem):
+    """Gradient descent, whatever the method."""
+    for cls in (compress.DCGD, compress.DIANA, compress.EF21, compress.EF14):
+        method = cls.theoretical(problem, compress.Identity())
+        trace = compress.run(method, problem, compress.Local(N), start(), steps=5)
+        x = start()
+        for _ in range(5):
+            x -= method.gamma * problem.full_gradient(x)
+        np.testing.assert_allclose(trace.x, x, rtol=1e-12)
+
+
+def test_smooth_functions_without_mu_have_steps_for_ef21_and_marina():
+    problem = Distances([np.zeros(D)] * N)
+    problem.L_i, problem.L = np.ones(N), 1.0
+    for cls, C in ((compress.EF21, TOPK), (compress.MARINA, RANDK)):
+        assert 0 < cls.theoretical(problem, C).gamma <= 1
+    with pytest.raises(NotImplementedError, match="Distances does not know its strong convexity: set mu, or"):
+        compress.VRGDCI.theoretical(problem, RANDK)
+
+
 # Bad input
 
 
@@ -372,8 +426,14 @@ def test_sizes_are_checked(problem):
         method.init(problem, compress.Local(4), start())
     with pytest.raises(ValueError, match="x0 has 3 coordinates, the problem 24"):
         method.init(problem, compress.Local(N), np.zeros(3))
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="x0 has 24 NaN or Inf among 24"):
         method.init(problem, compress.Local(N), np.full(D, np.nan))
+    with pytest.raises(ValueError, match=r"x0 must have shape \(24,\), got \(3,\)"):
+        method.bound(problem, np.zeros(3), 1)
+    with pytest.raises(TypeError, match=r"DIANA: problem must be a compress\.Problem"):
+        compress.DIANA.theoretical(RANDK, problem)
+    with pytest.raises(TypeError, match=r"problem must be a compress\.Problem"):
+        method.init(object(), compress.Local(N), start())
     with pytest.raises(ValueError, match="shifts must be 5 vectors of 24"):
         compress.DCGDShift(RANDK, 0.01, np.zeros((3, D))).init(problem, compress.Local(N), start())
     with pytest.raises(ValueError, match="DCGDShift: shifts hold 1 NaN or Inf"):

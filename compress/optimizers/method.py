@@ -19,7 +19,8 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from .. import kernels
-from ..compressor import Compressor, Contractive, Unbiased, check_finite, finite_number, settle
+from ..compressor import Compressor, Contractive, Identity, Unbiased, finite_number, settle
+from ..problems import Problem
 from ..quantize import Correlated
 from ..sparsify import PermK
 
@@ -35,7 +36,8 @@ class Method(ABC):
 
     Every method has a class method `theoretical(problem, compressor, ...)`, itself at the step sizes of its theorem
     (TypeError for a compressor without the constant, ValueError for a problem that the theorem does not cover), and
-    `bound(problem, x0, k)`, what the theorem then says of E ||x^k - x*||^2.
+    `bound(problem, x0, k)`, what the theorem then says of E ||x^k - x*||^2; the error of a trace is relative to
+    ||x^0 - x*||^2.
     """
 
     needs: ClassVar[type | None] = None
@@ -70,14 +72,21 @@ class Method(ABC):
 
     def _start(self, problem, workers: int, x0):
         """x0 checked and copied, after the checks of `init`."""
+        if not isinstance(problem, Problem):
+            raise TypeError(f"problem must be a compress.Problem, or of a class derived from it, got {problem!r}")
         x = kernels.vector(x0, "x0")
         if workers != problem.n:
             raise ValueError(f"the problem has {problem.n} components, the communicator {workers} workers")
         if x.size != problem.d:
             raise ValueError(f"x0 has {x.size} coordinates, the problem {problem.d}")
-        check_finite(x)
+        bad, first = kernels.of(x).count_nonfinite(x)
+        if bad:
+            raise ValueError(f"x0 has {bad} NaN or Inf among {x.size} elements, the first at index {first}")
         if problem.regularizer is not None and not self.proximal:
-            raise ValueError(f"{type(self).__name__} has no proximal step: the problem must have no regularizer")
+            raise ValueError(
+                f"{type(self).__name__} has no proximal step, and the problem a regularizer; "
+                "DCGD, DCGDShift, DCGDStar, DIANA, RandDIANA and SGD have one"
+            )
         self._warn_above(problem)
         return x.copy()
 
@@ -127,7 +136,7 @@ def parameter(cls, name: str, value, kind: str) -> float:
 
 def needed(cls, compressor, kind: type) -> None:
     """TypeError that names the method class unless the compressor is of the kind its theorem is about."""
-    if isinstance(compressor, kind):
+    if isinstance(compressor, (kind, Identity)):  # which has omega = 0 and alpha = 0
         return
     if not isinstance(compressor, Compressor):
         raise TypeError(f"{cls.__name__}: compressor must be a Compressor, got {compressor!r}")
@@ -141,6 +150,8 @@ def needed(cls, compressor, kind: type) -> None:
 
 def covered(cls, problem, strongly: bool = False) -> None:
     """ValueError where the theorems of a method class do not cover a problem; strongly: they need mu > 0."""
+    if not isinstance(problem, Problem):
+        raise TypeError(f"{cls.__name__}: problem must be a compress.Problem, or derived from it, got {problem!r}")
     if cls.convex and not problem.convex:
         raise ValueError(f"{cls.__name__}: its theorem needs convex components; those of EF21 and MARINA do not")
     if not problem.L > 0:
@@ -174,7 +185,7 @@ def _dependent(compressor) -> bool:
 
 def alpha(cls, compressor, d: int) -> float:
     """The constant of a contractive compressor that the theorems of a method class use; TypeError where it has none."""
-    return _constant(cls, compressor, Contractive, "alpha", d)
+    return 0.0 if isinstance(compressor, Identity) else _constant(cls, compressor, Contractive, "alpha", d)
 
 
 def _constant(cls, compressor, kind, name, d):
@@ -184,6 +195,14 @@ def _constant(cls, compressor, kind, name, d):
             f"{cls.__name__}: {compressor!r} has no proven {name}, so no step size follows from it: give gamma"
         )
     return getattr(compressor, name)(d)
+
+
+def gradient(problem, i: int, x, out):
+    """out = grad f_i(x); returns out. A problem may write to `out`, or return a vector of its own."""
+    found = problem.gradient(i, x, out=out)
+    if found is not out:
+        kernels.of(out).add_or_store(kernels.vector(found, f"{type(problem).__name__}.gradient()"), out, 1.0, False)
+    return out
 
 
 def add(values, out, weight: float) -> None:

@@ -32,7 +32,7 @@ from .. import kernels
 from ..comm import Communicator
 from ..compressor import positive_int
 from ..key import Key
-from .method import Method, prox, zeros_like
+from .method import Method, gradient, prox, zeros_like
 from .trace import COLUMNS, Row, Trace
 
 _DIVERGED = 1e12  # times the error at the start
@@ -122,8 +122,14 @@ def run(
         fingerprint = _fingerprint(method, problem, comm, state, key, every, measured)
         if differ := _differences(comm.agree(fingerprint), fingerprint, "{} is {} on process 0, {} on this one"):
             raise ValueError(f"every process must make the same run: {differ}")
+        seen = _seen(problem, comm, state.x, rows.last.error)
+        if problem.shared and (value := comm.agree(seen["value"])) != seen["value"]:
+            raise ValueError(
+                f"every process must have the same data, but f + R is {value} on process 0 and {seen['value']} on this "
+                "one: set problem.shared = False where each has those of its own workers alone"
+            )
     if checkpoint is not None:
-        file = _Checkpoint(checkpoint, comm, fingerprint, _seen(problem, comm, state.x, rows.last.error))
+        file = _Checkpoint(checkpoint, comm, fingerprint, seen)
         if found := file.load(state):
             state, rows, sent = found
             for name, count in sent.items():
@@ -270,14 +276,13 @@ def _seen(problem, comm, x, error: float) -> dict[str, str]:
     """
     digits = 9 if x.dtype == np.float64 else 4
     beside = np.cos(np.arange(problem.d)) / math.sqrt(problem.d)  # of length 0.7, with no zero
-    near, gradient, total = x + kernels.like(x, beside.astype(x.dtype)), zeros_like(x), 0.0
+    near, scratch, total = x + kernels.like(x, beside.astype(x.dtype)), zeros_like(x), 0.0
     prox(problem, near, 1e-3)  # where the regularizer is finite
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             value = float(problem.value(near))
             for i in comm.workers:
-                problem.gradient(i, near, out=gradient)
-                total += math.cos(i) * float(beside @ kernels.host(gradient))
+                total += math.cos(i) * float(beside @ kernels.host(gradient(problem, i, near, scratch)))
     except Exception as failure:
         failure.add_note("at a point near x0, where run() looks at the data that a checkpoint is of")
         raise

@@ -97,6 +97,8 @@ class SGD(Method):
     @classmethod
     def _limit(cls, problem, sampling):
         covered(cls, problem)
+        if not isinstance(sampling, Sampling):
+            raise TypeError(f"SGD: sampling must be a Sampling, got {sampling!r}")
         return 1 / (2 * sampling.expected_smoothness(problem))
 
     def limits(self, problem):

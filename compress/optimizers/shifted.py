@@ -31,7 +31,21 @@ from .. import kernels
 from ..compressor import Contractive, Identity, Unbiased, settle, wire_bytes
 from ..key import Key
 from ..sparsify import check_range
-from .method import Method, add, alpha, checked, coin, covered, mean, omega, parameter, prox, worker_keys, zeros_like
+from .method import (
+    Method,
+    add,
+    alpha,
+    checked,
+    coin,
+    covered,
+    gradient,
+    mean,
+    omega,
+    parameter,
+    prox,
+    worker_keys,
+    zeros_like,
+)
 
 
 class GradientState(NamedTuple):
@@ -72,7 +86,7 @@ class EstimateState(NamedTuple):
 
 def _residual(problem, i, x, h_i, out):
     """out = grad f_i(x) - h_i; returns out."""
-    problem.gradient(i, x, out=out)
+    gradient(problem, i, x, out)
     add(h_i, out, -1)
     return out
 
@@ -91,6 +105,8 @@ def _noise_at_optimum(problem, shifts=0.0) -> float:
 
 
 def _distance(problem, x0) -> float:
+    if np.shape(x0) != (problem.d,):
+        raise ValueError(f"x0 must have shape ({problem.d},), got {np.shape(x0)}")
     return _squared(np.asarray(x0, np.float64) - problem.x_star)
 
 
@@ -153,7 +169,7 @@ class DCGD(Method):
         x, v = state.x, state.scratch
         messages, keys = [], worker_keys(comm, key)
         for i in comm.workers:
-            problem.gradient(i, x, out=v)
+            gradient(problem, i, x, v)
             messages.append(self.compressor.encode(v, keys[i]))
         add(mean(comm, self.compressor, messages, keys, out=v), x, -self.gamma)
         prox(problem, x, self.gamma)
@@ -291,6 +307,7 @@ class DIANA(Method):
 
         b > 1: a larger one takes smaller steps, and lets the shifts learn at 1 - shift_step (1 - 1/b).
         """
+        covered(cls, problem)
         shift_step = 1 / (1 + omega(cls, compressor, problem.d))
         return cls(compressor, _learning_step(cls, problem, compressor, b), shift_step)
 
@@ -360,6 +377,7 @@ class RandDIANA(Method):
 
         p may fall to about 2 gamma mu before the rate, max(1 - gamma mu, 1 - p (1 - 1/b)), suffers at b = 2.
         """
+        covered(cls, problem)
         p = 1 / (1 + omega(cls, compressor, problem.d)) if p is None else p
         return cls(compressor, _learning_step(cls, problem, compressor, b), p, wire)
 
@@ -453,6 +471,7 @@ class GDCI(Method):
     @classmethod
     def theoretical(cls, problem, compressor: Unbiased) -> GDCI:
         """The largest eta, and gamma = 1/mu."""
+        covered(cls, problem)
         eta = _largest_eta(cls, problem, 2 * omega(cls, compressor, problem.d) / problem.n)
         return cls(compressor, 1 / problem.mu, eta)
 
@@ -520,6 +539,7 @@ class VRGDCI(Method):
     @classmethod
     def theoretical(cls, problem, compressor: Unbiased) -> VRGDCI:
         """The largest eta and shift_step, and gamma = 1/mu."""
+        covered(cls, problem)
         w = omega(cls, compressor, problem.d)
         eta = _largest_eta(cls, problem, 6 * w / problem.n)
         return cls(compressor, 1 / problem.mu, eta, 1 / (1 + w))
@@ -565,7 +585,7 @@ class VRGDCI(Method):
 
 def _local_step(problem, i, x, gamma, out):
     """out = x - gamma grad f_i(x)."""
-    problem.gradient(i, x, out=out)
+    gradient(problem, i, x, out)
     out *= -gamma
     add(x, out, 1)
 
@@ -658,7 +678,7 @@ class EF14(Method):
         x, v = state.x, state.scratch
         messages, keys = [], worker_keys(comm, key)
         for i, e_i in zip(comm.workers, state.errors, strict=True):
-            problem.gradient(i, x, out=v)
+            gradient(problem, i, x, v)
             add(v, e_i, self.gamma)
             c_i = self.compressor.encode(e_i, keys[i])
             self.compressor.decode_add(c_i, keys[i], e_i, -1)
@@ -770,6 +790,7 @@ class MARINA(Method):
     @classmethod
     def theoretical(cls, problem, compressor: Unbiased, p: float | None = None) -> MARINA:
         """The gamma of the theorem; p = 1/(1 + omega), k/d for Rand-K, where none is given."""
+        covered(cls, problem)
         p = 1 / (1 + omega(cls, compressor, problem.d)) if p is None else parameter(cls, "p", p, "share")
         return cls(compressor, _estimate_limit(cls, problem, *cls._recursion(problem, compressor, p)), p)
 
@@ -798,8 +819,8 @@ class MARINA(Method):
             return _synchronise(problem, comm, state)
         messages, keys = [], worker_keys(comm, key)
         for i in comm.workers:
-            problem.gradient(i, before, out=u)
-            problem.gradient(i, x, out=v)
+            gradient(problem, i, before, u)
+            gradient(problem, i, x, v)
             add(u, v, -1)
             messages.append(self.compressor.encode(v, keys[i]))
         add(mean(comm, self.compressor, messages, keys, out=v), g, 1)
@@ -809,7 +830,7 @@ class MARINA(Method):
 def _synchronise(problem, comm, state):
     """estimate = (1/n) sum_i grad f_i(x), sent in full."""
     whole, keys, v = Identity(), worker_keys(comm, Key()), state.scratch[-1]
-    messages = [whole.encode(problem.gradient(i, state.x, out=v), keys[i]) for i in comm.workers]
+    messages = [whole.encode(gradient(problem, i, state.x, v), keys[i]) for i in comm.workers]
     mean(comm, whole, messages, keys, out=state.estimate)
     return state._replace(oracle=state.oracle + comm.n)
 
@@ -821,7 +842,11 @@ def _estimate_limit(cls, problem, theta, beta):
     + gamma L <= 1: the published step does that where theta >= mu / L, their PL versions always.
     """
     covered(cls, problem)
-    S, L, mu = math.sqrt(np.mean(np.square(problem.L_i))), problem.L, problem.mu
+    S, L = math.sqrt(np.mean(np.square(problem.L_i))), problem.L
+    try:
+        mu = problem.mu
+    except NotImplementedError:  # f is smooth, and that is all that is known
+        mu = 0.0
     if theta * L >= mu:
         return 1 / (L + S * math.sqrt(beta / theta))
     return min(1 / (L + S * math.sqrt(2 * beta / theta)), theta / (2 * mu))
