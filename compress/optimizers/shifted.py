@@ -134,6 +134,7 @@ class DCGD(Method):
 
     needs = Unbiased
     proximal = True
+    _weight = 2  # of omega L_max / n in the step size
 
     def __post_init__(self):
         checked(self, gamma="step")
@@ -146,7 +147,7 @@ class DCGD(Method):
     @classmethod
     def _limit(cls, problem, compressor):
         covered(cls, problem)
-        return 1 / (problem.L + 2 * omega(cls, compressor, problem.d) * problem.L_max / problem.n)
+        return 1 / (problem.L + cls._weight * omega(cls, compressor, problem.d) * problem.L_max / problem.n)
 
     def limits(self, problem):
         return {"gamma": self._limit(problem, self.compressor)}
@@ -254,6 +255,8 @@ class DCGDStar(DCGDShift):
 
     shifts: None = field(default=None, init=False, repr=False, compare=False)
 
+    _weight = 1  # around the gradients at x* nothing is left of the noise there, which costs a factor of 2
+
     def __post_init__(self):
         DCGD.__post_init__(self)
 
@@ -261,11 +264,6 @@ class DCGDStar(DCGDShift):
     def theoretical(cls, problem, compressor: Unbiased) -> DCGDStar:
         """gamma = 1/(L + omega L_max / n)."""
         return cls(compressor, cls._limit(problem, compressor))
-
-    @classmethod
-    def _limit(cls, problem, compressor):
-        covered(cls, problem)
-        return 1 / (problem.L + omega(cls, compressor, problem.d) * problem.L_max / problem.n)
 
     def _shifts(self, problem):
         return problem.gradients_star
@@ -545,12 +543,10 @@ class VRGDCI(Method):
         return cls(compressor, 1 / problem.mu, eta, 1 / (1 + w))
 
     def limits(self, problem):
-        w = omega(type(self), self.compressor, problem.d)
-        gamma, eta = (
-            _largest_gamma(problem, 6 * w / problem.n, self.eta),
-            _largest_eta(type(self), problem, 6 * w / problem.n),
-        )
-        return {"gamma": gamma, "eta": eta, "shift_step": 1 / (1 + w)}
+        constant = omega(type(self), self.compressor, problem.d)
+        w = 6 * constant / problem.n
+        limits = {"gamma": _largest_gamma(problem, w, self.eta), "eta": _largest_eta(type(self), problem, w)}
+        return limits | {"shift_step": 1 / (1 + constant)}
 
     def bound(self, problem, x0, k):
         """What E ||x^k - x*||^2 is at most, for step numbers k. Raises ValueError where gamma is too far below 1/mu.
