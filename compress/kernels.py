@@ -209,8 +209,8 @@ def output(out, size: int, dtype, payload=None):
     if out is None:
         return empty(payload, size, dtype)
     if type(out) is np.ndarray and type(payload) is np.ndarray and out.shape == (size,):  # nearly always
-        flags, wide = out.flags, out.dtype is _FLOAT64
-        if (wide or (out.dtype is _FLOAT32 and np.dtype(dtype) is _FLOAT32)) and flags.carray:
+        fits = out.dtype is _FLOAT64 or (out.dtype is _FLOAT32 and np.dtype(dtype) is _FLOAT32)
+        if fits and out.flags.carray:
             return out
     out = taken(out, "out")
     if payload is not None:

@@ -30,7 +30,7 @@ import numpy as np
 
 from .. import kernels
 from ..comm import Communicator
-from ..compressor import positive_int
+from ..compressor import finite_number, positive_int
 from ..key import Key
 from .method import Method, gradient, prox, zeros_like
 from .trace import COLUMNS, Row, Trace
@@ -176,11 +176,10 @@ def run(
 
 def _number(value, name: str, least: float = 0) -> float:
     """value as a float; TypeError or ValueError that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and value >= least):
-        raise ValueError(f"{name} must be finite{' and at least 0' if least == 0 else ''}, got {value}")
-    return float(value)
+    number = finite_number(value, name)
+    if number < least:
+        raise ValueError(f"{name} must be finite and at least {least}, got {value}")
+    return number
 
 
 def _name(function) -> str:
