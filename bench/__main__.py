@@ -5,7 +5,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-PAPERS = ("kashin", "sgd", "shifted")
+PAPERS = ("kashin", "shifted", "mast", "ist", "adom", "extragradient", "sgd")
 
 
 def frontier(args):
@@ -79,6 +79,10 @@ def guide(args):
 def papers(args):
     from importlib import import_module
 
+    if args.paper is None:
+        from .papers import run_all
+
+        return run_all(PAPERS, args.out, args.full)
     return import_module(f"bench.papers.{args.paper}").run(args.out, args.full)
 
 
@@ -141,7 +145,7 @@ def parser():
     g.set_defaults(command=guide)
 
     q = commands.add_parser("papers", parents=[folder], help="the checkable statements of a paper")
-    q.add_argument("paper", choices=PAPERS)
+    q.add_argument("paper", nargs="?", choices=PAPERS, help="all of them, one after another, where none is named")
     q.add_argument("--full", action="store_true", help="larger problems and longer runs, where the paper has them")
     q.set_defaults(command=papers)
 

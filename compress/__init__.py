@@ -39,6 +39,9 @@ _NAMES = {
         "WithReplacement",
         "optimal_batch",
     ],
+    "games": ["AffineOperator", "BilinearGame", "Operator"],
+    "graphs": ["Graph", "Network"],
+    "sketches": ["Cyclic", "Sketch"],
     "optimizers.method": ["Method"],
     "optimizers.shifted": [
         "DCGD",
@@ -53,6 +56,10 @@ _NAMES = {
         "RandDIANA",
     ],
     "optimizers.sgd": ["SGD"],
+    "optimizers.mast": ["DSGD", "LSVRDSG", "SPAGE", "Sketched"],
+    "optimizers.ist": ["IST", "ShiftedIST"],
+    "optimizers.adom": ["ADOM"],
+    "optimizers.extragradient": ["Extragradient"],
     "optimizers.run": ["run"],
     "optimizers.trace": ["Trace", "plot"],
 }

@@ -183,6 +183,18 @@ class Problem(ABC):
         """grad f(x)."""
         return self.batch_gradient(np.arange(self.n), np.ones(self.n), x, out)
 
+    def made_of(self) -> tuple[Problem, tuple]:
+        """(problem, more): one whose value and gradients tell the data of this one, and what else this one depends on.
+
+        By both `run` knows that processes and checkpoints have the same problem. A problem that is made of another, and
+        does not know its own value, says so here.
+        """
+        return self, ()
+
+    def hessian(self, i: int, x: np.ndarray) -> np.ndarray:
+        """The Hessian of f_i at x, float64: (d, d), or (d,), its diagonal where the others are zero for every x."""
+        raise NotImplementedError(f"{type(self).__name__} does not know its Hessians")
+
     def smoothness(self, indices: np.ndarray, weights: np.ndarray) -> float:
         """lambda_max(sum_k weights_k M_{indices_k}), 0 for none. Raises ValueError for a negative weight."""
         raise NotImplementedError(
@@ -205,6 +217,11 @@ class Problem(ABC):
         raise NotImplementedError(
             f"{type(self).__name__} does not know its strong convexity: set mu, or pass step sizes of your own"
         )
+
+    @cached_property
+    def mu_i(self) -> np.ndarray:
+        """(n,): the largest mu_i for which f_i is known to be mu_i-strongly convex."""
+        raise NotImplementedError(f"{type(self).__name__} does not know the strong convexity of its components")
 
     @property
     def L_max(self) -> float:
@@ -248,6 +265,10 @@ class _ArrayProblem(Problem):
         """grad f(x)."""
 
     @abstractmethod
+    def _hessian(self, i: int, x: np.ndarray) -> np.ndarray:
+        """As `hessian`."""
+
+    @abstractmethod
     def _smoothness(self, indices: np.ndarray, weights: np.ndarray) -> float:
         """lambda_max(sum_k weights_k M_{indices_k})."""
 
@@ -287,6 +308,12 @@ class _ArrayProblem(Problem):
         x, wide, out = _operands(x, out, self.d)
         self._full_gradient(x, wide)
         return _rounded(wide, out)
+
+    def hessian(self, i, x):
+        if not 0 <= i < self.n:
+            raise IndexError(f"component {i} of a problem of {self.n}")
+        _check(x, self.d)
+        return self._hessian(i, x.astype(np.float64, copy=False))
 
     def smoothness(self, indices, weights):
         indices, weights = _weighted(indices, weights, self.n)
@@ -384,6 +411,9 @@ class Quadratic(_ArrayProblem):
         self._product(A, x, out)
         out -= b
 
+    def _hessian(self, i, x):
+        return self.A[i]
+
     def _smoothness(self, indices, weights):
         flat = weights @ self.A[indices].reshape(indices.size, -1)
         return _eigenvalues(flat.reshape(self.A.shape[1:])).max()
@@ -397,6 +427,12 @@ class Quadratic(_ArrayProblem):
     def L_i(self) -> np.ndarray:
         """(n,): ||A_i||, spectral norms."""
         return _frozen(np.abs(self._spectra).max(axis=1))
+
+    @cached_property
+    def mu_i(self) -> np.ndarray:
+        """(n,): lambda_min(A_i), 0 where that is negative or below the rounding of L_i."""
+        least = self._spectra.min(axis=1)
+        return _frozen(np.where(least > EPS * self.d * self.L_i, least, 0.0))
 
     @cached_property
     def convex(self) -> bool:
@@ -474,6 +510,12 @@ class _LinearModel(_ArrayProblem):
         self._full_gradient(x, out)
         return out
 
+    def _hessian(self, i, x):
+        A, b = self.A[self._rows(i)], self.b[self._rows(i)]
+        hessian = A.T @ (self.n * self._scale * self._second(A @ x, b)[:, None] * A)
+        hessian.flat[:: self.d + 1] += self.lam
+        return hessian
+
     def _smoothness(self, indices, weights):
         rows = np.concatenate([np.arange(self._ends[i], self._ends[i + 1]) for i in indices.tolist()])
         sizes = np.diff(self._ends)[indices]
@@ -545,11 +587,13 @@ class Ridge(_LinearModel):
     @cached_property
     def mu(self) -> float:
         """s lambda_min(A'A) + lam, where A'A counts as singular below rounding."""
-        if len(self.b) < self.d:
-            return self.lam
-        singular, _ = _right_singular(self.A)
-        least, rounding = float(singular[-1]), EPS * max(self.A.shape) * float(singular[0])
-        return min(self.lam + (self._scale * least**2 if least > rounding else 0.0), self.L)
+        return min(self.lam + self._scale * _least_square(self.A), self.L)
+
+    @cached_property
+    def mu_i(self) -> np.ndarray:
+        """(n,): n s lambda_min(sum_{j in part i} a_j a_j') + lam, where a sum counts as singular below rounding."""
+        least = [_least_square(self.A[self._rows(i)]) for i in range(self.n)]
+        return _frozen(np.minimum(self.lam + self.n * self._scale * np.array(least), self.L_i))
 
 
 class Logistic(_LinearModel):
@@ -588,6 +632,11 @@ class Logistic(_LinearModel):
     def mu(self) -> float:
         """lam."""
         return self.lam
+
+    @cached_property
+    def mu_i(self) -> np.ndarray:
+        """(n,): lam."""
+        return _frozen(np.full(self.n, self.lam))
 
     @cached_property
     def x_star(self):
@@ -777,6 +826,14 @@ def _right_singular(B):
     if B.shape[0] > B.shape[1]:
         B = np.linalg.qr(B, mode="r")  # has both, and fewer rows
     return np.linalg.svd(B, full_matrices=False)[1:]
+
+
+def _least_square(B):
+    """lambda_min(B'B), 0 where that is below rounding."""
+    if B.shape[0] < B.shape[1]:
+        return 0.0
+    singular, _ = _right_singular(B)
+    return float(singular[-1]) ** 2 if singular[-1] > EPS * max(B.shape) * singular[0] else 0.0
 
 
 def _reciprocal(values, rounding):

@@ -12,6 +12,8 @@ from cuda_on_cpu import cupy_on_cpu
 
 import compress
 from compress._gpu import device
+from compress.graphs import Graph, Network
+from compress.optimizers.adom import ADOM
 
 KEY = compress.Key(0)
 
@@ -80,6 +82,83 @@ def goes_on(problem, method):
     same(trace, compress.run(method, problem, compress.Local(5), x0, KEY, steps=40))
 
 
+def neighbours():
+    """Exchanges and runs on networks by MPI(n) and Local(n), whatever the number of ranks."""
+    graph = Graph([(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 0), (1, 4)])
+    comm, local = compress.MPI(6), compress.Local(6)
+    here, rng = comm.workers, np.random.default_rng(0)
+    for k in range(30):
+        sizes = [0, int(rng.integers(60)), 100, 1, 0, 7] if k else [0] * 6
+        sent = [compress.UniformQuantizer(bits=2).encode(rng.standard_normal(d), KEY.at(k)) for d in sizes]
+        heard, everyone = comm.exchange([sent[i] for i in here], graph), local.exchange(sent, graph)
+        assert list(heard) == graph.neighbourhood(here).tolist() == sorted({*here}.union(*map(graph.neighbours, here)))
+        assert heard == {i: everyone[i] for i in heard} and all(heard[i] is sent[i] for i in here)
+        assert comm.ledger == local.ledger
+    rows = rng.standard_normal((6, 3))
+    rows[4] = np.inf
+    assert np.array_equal(comm.observe(rows[here.start : here.stop]), rows) and comm.ledger == local.ledger
+
+    A = rng.standard_normal((60, 5))
+    for problem, network, more in (
+        (compress.Ridge(A, A.sum(axis=1), 1.0, workers=6), Network.ring_star(6), {}),
+        (compress.Logistic(A, np.sign(A[:, 0]), 0.1, workers=6), Network.adversarial(6, 3), {"rounds": 2}),
+        (compress.Ridge(A, A.sum(axis=1), 1.0, workers=6), Network([graph]), {"local_steps": 3}),
+        (
+            compress.Quadratic(np.tile(np.eye(5), (6, 1, 1)), A[:6]),
+            Network.geometric(6, 0.7, graphs=5),
+            {"compressor": compress.Scaled(compress.RandK(0.3))},
+        ),
+    ):
+        method = ADOM.theoretical(problem, network, **more)
+        states, ledgers = [], []
+        for engine in (compress.MPI(6), compress.Local(6)):
+            state = method.init(problem, engine, np.ones(5))
+            for k in range(40):
+                state = method.step(problem, engine, state, KEY.at(k))
+            states.append(state)
+            ledgers.append(engine.ledger)
+        for ours, theirs in zip(states[0][:4], states[1][:4], strict=True):
+            assert ours.shape == (len(here), 5) and ours.tobytes() == theirs[here.start : here.stop].tobytes()
+        assert ledgers[0] == ledgers[1] and states[0].oracle == states[1].oracle
+        trace, expected = (
+            compress.run(method, problem, engine, np.ones(5), KEY, steps=40, every=4)
+            for engine in (compress.MPI(6), compress.Local(6))
+        )
+        assert trace.x.tobytes() == expected.x.tobytes() and trace.error[-1] < trace.error[0]
+        for column in ("step", "error", "bits_up", "bits_down", "wire_bytes", "oracle"):
+            assert np.array_equal(getattr(trace, column), getattr(expected, column)), column
+    print(f"rank {comm.process} of {comm.processes} has heard its neighbours")
+
+
+def silent():
+    """A rank without a neighbour on another one gets no payload from there."""
+    comm, graph = compress.MPI(3), Graph([(0, 1), (1, 2)])
+    received = []
+    swap = comm._link.swap
+
+    def watched(sent, buffers):
+        received.append({rank: buffer.size for rank, buffer in buffers.items()})
+        swap(sent, buffers)
+
+    comm._link.swap = watched
+    key = KEY.worker(comm.process)
+    heard = comm.exchange([compress.Identity().encode(np.full(4, 1.0 + comm.process), key)], graph)
+    assert received == [{0: {1: 32}, 1: {0: 32, 2: 32}, 2: {1: 32}}[comm.process]]
+    assert list(heard) == [[0, 1], [0, 1, 2], [1, 2]][comm.process]
+    print(f"rank {comm.process} is done")
+
+
+def neighbour_dies():
+    """Between two exchanges, unseen by the launcher."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    comm, graph = compress.MPI(2), Graph([(0, 1)])
+    message = compress.Message(np.zeros(8, np.uint8), 64, 1, np.dtype("f8"))
+    comm.exchange([message], graph)
+    if comm.process == 1:
+        os._exit(3)
+    comm.exchange([message], graph)
+
+
 def another_method():
     """A step size that differs between the ranks."""
     comm, problem = compress.MPI(2), compress.Quadratic.random(n=2, d=8, mu=1, L=10)
@@ -134,6 +213,8 @@ def errors_on_both_ranks():
         (lambda: compress.MPI(2.0), TypeError, "n must be an integer"),
         (lambda: compress.MPI(2, "world"), TypeError, "comm must be an mpi4py intracommunicator, got 'world'"),
         (lambda: messages(agree=rank == 1), RuntimeError, "some ranks send messages, others agree"),
+        (lambda: exchange(rank), RuntimeError, "ranks exchange messages on different graphs"),
+        (lambda: exchange() if rank else messages(), RuntimeError, "ranks exchange messages on different graphs"),
         (lambda: messages(bits=65), ValueError, f"message of worker {2 * rank} has 65 bits in 8 bytes"),
     ):
         try:
@@ -204,6 +285,14 @@ def messages(agree=False, bits=64):
     comm = compress.MPI(4)
     message = compress.Message(np.zeros(8, np.uint8), bits, 1, np.dtype("f8"))
     return comm.agree(1) if agree else comm.allgather([message] * len(comm.workers))
+
+
+def exchange(bridge=0):
+    """A round of four neighbours, on a ring or, with a bridge, on two triangles."""
+    comm = compress.MPI(4)
+    message = compress.Message(np.zeros(8, np.uint8), 64, 1, np.dtype("f8"))
+    edges = [(0, 1), (1, 2), (2, 3), (3, 0), *[(0, 2)] * bridge]
+    return comm.exchange([message] * len(comm.workers), Graph(edges))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pytest
 
 import compress
 from compress.comm import HEADER, Ledger
+from compress.graphs import Graph
 
 
 def messages(comm, sizes):
@@ -28,6 +29,29 @@ def test_one_worker_receives_nothing():
     comm = compress.Local(1)
     comm.allgather(messages(comm, [9]))
     assert comm.ledger.bits_up > 0 == comm.ledger.bits_down == comm.ledger.wire_down
+
+
+def test_an_exchange_is_counted_once_for_each_neighbour():
+    comm, graph = compress.Local(4), Graph([(0, 1), (0, 2), (0, 3), (2, 3)])
+    sent = messages(comm, [5, 0, 700, 9])
+    assert comm.exchange(sent, graph) == dict(enumerate(sent))
+    bits = sum(message.bits * count for message, count in zip(sent, (3, 1, 2, 2), strict=True))
+    wire = sum((message.payload.nbytes + HEADER) * count for message, count in zip(sent, (3, 1, 2, 2), strict=True))
+    assert comm.ledger == Ledger(bits, bits, wire, wire, 8)
+    assert all(type(count) is int for count in (comm.ledger.bits_up, comm.ledger.wire_up, comm.ledger.messages))
+    with pytest.raises(ValueError, match="the graph has 2 nodes, the communicator 4 workers"):
+        comm.exchange(sent, Graph([(0, 1)]))
+    with pytest.raises(ValueError, match="3 messages of 4 workers"):
+        comm.exchange(sent[:3], graph)
+    with pytest.raises(TypeError, match="int"):
+        comm.exchange([1, 2, 3, 4], graph)
+    assert comm.ledger.messages == 8
+
+
+def test_what_is_observed_is_not_counted():
+    comm, rows = compress.Local(2), np.array([[1.0, np.nan], [-0.0, np.inf]], np.float32)
+    assert np.array_equal(np.array(comm.observe(rows)).view(np.uint32), rows.view(np.uint32))
+    assert comm.ledger == Ledger()
 
 
 def test_bad_input_is_named_and_not_counted():

@@ -47,6 +47,20 @@ def test_iterates_trace_and_ledger_are_those_of_local(ranks):
         assert f"rank {rank} of {ranks} has workers {workers}" in job.stdout
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_neighbours_hear_what_they_do_on_local(ranks):
+    job = launch("neighbours", ranks)
+    assert job.returncode == 0, job.stderr
+    for rank in range(ranks):
+        assert f"rank {rank} of {ranks} has heard its neighbours" in job.stdout
+
+
+def test_payloads_travel_to_ranks_of_neighbours_alone():
+    job = launch("silent", 3)
+    assert job.returncode == 0, job.stderr
+    assert all(f"rank {rank} is done" in job.stdout for rank in range(3))
+
+
 def test_a_mismatch_is_an_error_on_every_rank():
     job = launch("errors_on_both_ranks")
     assert job.returncode == 0, job.stderr
@@ -77,11 +91,12 @@ def test_a_killed_rank_ends_the_job():
     assert launch("killed").returncode != 0
 
 
-def test_a_dead_rank_is_noticed_without_the_launcher():
+@pytest.mark.parametrize("name", ["dies", "neighbour_dies"])
+def test_a_dead_rank_is_noticed_without_the_launcher(name):
     version = subprocess.run([mpiexec(), "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
     if "HYDRA" not in version:
         pytest.skip("needs MPICH's mpiexec, which can be told to leave the others alone")
-    job = launch("dies", options=["-disable-auto-cleanup"])
+    job = launch(name, options=["-disable-auto-cleanup"])
     assert job.returncode != 0
     assert "RuntimeError: rank 1 has died" in job.stderr
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from compress import Key, Local
-from compress.optimizers.sgd import SGD, _generator
+from compress.optimizers.method import generator
+from compress.optimizers.sgd import SGD
 from compress.problems import L1, Box, Logistic, Quadratic, Ridge
 from compress.sampling import FullBatch, Independent, Nice, Partition, SingleElement, WithReplacement, optimal_batch
 
@@ -226,10 +227,10 @@ def test_the_generator_of_a_key_is_its_own():
 
     keys = [Key(1).at(k) for k in (0, 1, 2**63, 0)]
     expected = [draws(np.random.Generator(np.random.Philox(key=key.word))) for key in keys]
-    assert [draws(_generator(key)) for key in keys] == expected
+    assert [draws(generator(key)) for key in keys] == expected
     elsewhere = []
-    held = _generator(keys[0])
-    thread = threading.Thread(target=lambda: elsewhere.extend(draws(_generator(key)) for key in keys))
+    held = generator(keys[0])
+    thread = threading.Thread(target=lambda: elsewhere.extend(draws(generator(key)) for key in keys))
     thread.start()
     thread.join()
     assert elsewhere == expected and draws(held) == expected[0]

@@ -3,10 +3,12 @@
 Design note
 -----------
 A. All decisions follow from the rows of the trace, at the time they are recorded, so that every process stops at the
-   same step. Iterates are the same on all, bit for bit, and so is their distance from an x* that is agreed on once. A
-   clock, or a function that measures the error, may say something else on each: rows are then those of process 0.
+   same step. What `Method.iterate` gives is the same on all, bit for bit, whatever part of it each holds, and so is its
+   distance from an x* that is agreed on once. A clock, or a function that measures the error, may say something else on
+   each: rows are then those of process 0.
 B. Between rows a step costs its key and a look at the largest coordinate: a run that diverges is seen before its
-   compressors refuse to encode what is not finite.
+   compressors refuse to encode what is not finite. Where processes hold parts of the iterate, none can look for
+   all: on every engine it is then seen at the next row.
 C. A checkpoint is state, rows and ledger after a step, in one file a process, under a temporary name until it is
    whole. With several processes the file before it stays too: whenever they are killed, there is a step that all have.
 """
@@ -67,6 +69,8 @@ def run(
         taken so long.
     every: steps from one row of the trace to the next; start and end have a row too. Rules are looked at where one is.
     error: a function of the iterate, which it must neither change nor keep; ||x - x*||^2 / ||x0 - x*||^2 unless given.
+        Where every worker has an iterate of its own, a function is given their mean, as the trace has it, and what is
+        measured without one is the mean of their distances.
     progress: whether to show a bar on stderr.
     checkpoint: a file to save the run in, at its start and end and after every `checkpoint_every` seconds of steps.
         Where it exists, the run goes on from there and ends with the same bits as one without a break; a run that has
@@ -102,12 +106,16 @@ def run(
     checkpoint_every = _number(checkpoint_every, "checkpoint_every")
 
     ledger, before = comm.ledger, replace(comm.ledger)
-    state = method.init(problem, comm, x0)
-    measure, measured = _relative_distance(problem, comm, state.x) if error is None else (error, _name(error))
+    state, x0 = method.init(problem, comm, x0), kernels.vector(x0, "x0").copy()
+    if error is None:
+        measure, measured = _relative_distance(problem, comm, x0)
+    else:
+        measure, measured = (lambda x: error(_mean(x))), _name(error)
+    replicated = type(method).iterate is Method.iterate
     alike = error is None and seconds == math.inf and checkpoint is None
 
     def row(step, elapsed):
-        value = float(measure(state.x))
+        value = float(measure(method.iterate(comm, state)))
         value, elapsed = (value, elapsed) if alike else comm.agree((value, elapsed))
         up, down = ledger.bits_up - before.bits_up, ledger.bits_down - before.bits_down
         return Row(step, value, up, down, ledger.wire_bytes - before.wire_bytes, state.oracle, elapsed)
@@ -119,10 +127,10 @@ def run(
     rules = _Rules(steps, until, bits, seconds, limit)
     file, saved = None, None
     if checkpoint is not None or comm.processes > 1:
-        fingerprint = _fingerprint(method, problem, comm, state, key, every, measured)
+        fingerprint = _fingerprint(method, problem, comm, x0, state, key, every, measured)
         if differ := _differences(comm.agree(fingerprint), fingerprint, "{} is {} on process 0, {} on this one"):
             raise ValueError(f"every process must make the same run: {differ}")
-        seen = _seen(problem, comm, state.x, rows.last.error)
+        seen = _seen(problem, comm, x0, rows.last.error)
         if problem.shared and (value := comm.agree(seen["value"])) != seen["value"]:
             raise ValueError(
                 f"every process must have the same data, but f + R is {value} on process 0 and {seen['value']} on this "
@@ -151,13 +159,13 @@ def run(
             try:
                 for k in range(start.step, min(steps, start.step - start.step % every + every)):
                     state = method.step(problem, comm, state, key.at(k))
-                    if every > 1 and not kernels.of(state.x).max_abs(state.x) < _FAR:
+                    if every > 1 and replicated and not kernels.of(state.x).max_abs(state.x) < _FAR:
                         break
                 if type(state.x) is not np.ndarray:
                     kernels.host(state.x[:1])  # waits for the device
             except Exception as failure:
                 refused = isinstance(failure, ValueError) and comm.processes == 1
-                if not (refused and rules.diverged(float(measure(state.x)))):
+                if not (refused and rules.diverged(float(measure(method.iterate(comm, state))))):
                     failure.add_note(f"in step {k} of {method!r}")
                     raise
             rows.append(row(k + 1, start.seconds + perf_counter() - begin))
@@ -171,7 +179,8 @@ def run(
         warnings.warn(reason, RuntimeWarning, stacklevel=2)
     table = rows.table()
     columns = {name: table[name].copy() for name in Row._fields}
-    return Trace(**columns, x=kernels.host(state.x), reason=reason, method=repr(method), n=comm.n, measure=measured)
+    x = _mean(kernels.host(method.iterate(comm, state)))
+    return Trace(**columns, x=x, reason=reason, method=repr(method), n=comm.n, measure=measured)
 
 
 def _number(value, name: str, least: float = 0) -> float:
@@ -188,8 +197,13 @@ def _name(function) -> str:
     return "error" if name == "<lambda>" else name
 
 
+def _mean(x):
+    """x, or the mean of its rows where it has some."""
+    return x if x.ndim == 1 else x.mean(axis=0)
+
+
 def _relative_distance(problem, comm, x0):
-    """The function x -> ||x - x*||^2 / ||x0 - x*||^2, and its name."""
+    """The function x -> ||x - x*||^2 / ||x0 - x*||^2, its mean over rows where x has some, and its name."""
     try:
         x_star = kernels.host(kernels.taken(problem.x_star, "x_star"))
     except (AttributeError, NotImplementedError) as failure:
@@ -198,7 +212,9 @@ def _relative_distance(problem, comm, x0):
 
     def squared_distance(x):
         difference = x - x_star
-        return kernels.of(difference).sum_squares(difference)
+        if difference.ndim == 1:
+            return kernels.of(difference).sum_squares(difference)
+        return float(np.mean([kernels.of(row).sum_squares(row) for row in difference]))
 
     start = squared_distance(x0)
     if start == 0:
@@ -252,15 +268,17 @@ class _Rules:
         return None
 
 
-def _fingerprint(method, problem, comm, state, key, every, measured) -> dict[str, str]:
+def _fingerprint(method, problem, comm, x0, state, key, every, measured) -> dict[str, str]:
     """What a run depends on, in words, the same on every process."""
+    base, more = problem.made_of()
+    made = f", of {type(base).__name__} and {_described(more)}" if more else ""
     return {
         "method": _described(method),
         "state": ", ".join(state._fields),
         "problem": f"{type(problem).__name__} of n = {problem.n}, d = {problem.d}, "
-        f"regularizer {_described(problem.regularizer)}",
+        f"regularizer {_described(problem.regularizer)}{made}",
         "comm": f"{comm.n} workers, {comm.processes} processes",
-        "x0": _described(kernels.host(state.x)),
+        "x0": _described(kernels.host(x0)),
         "key": repr(key),
         "every": str(every),
         "error": measured,
@@ -274,6 +292,7 @@ def _seen(problem, comm, x, error: float) -> dict[str, str]:
     of the workers hosted here, for whom it is a step's work, a sum that tells whose they are.
     """
     digits = 9 if x.dtype == np.float64 else 4
+    problem, _ = problem.made_of()
     beside = np.cos(np.arange(problem.d)) / math.sqrt(problem.d)  # of length 0.7, with no zero
     near, scratch, total = x + kernels.like(x, beside.astype(x.dtype)), zeros_like(x), 0.0
     prox(problem, near, 1e-3)  # where the regularizer is finite

@@ -7,7 +7,6 @@ arXiv 1901.09401. Samplings and their constants calL and sigma^2 are in `compres
 from __future__ import annotations
 
 import math
-import threading
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from ..compressor import positive_int, settle
 from ..sampling import Sampling
-from .method import Method, add, checked, covered, prox, zeros_like
+from .method import Method, add, checked, covered, generator, prox, zeros_like
 
 
 class SGDState(NamedTuple):
@@ -142,29 +141,9 @@ class SGD(Method):
 
     def step(self, problem, comm, state, key):
         x, gradient = state.x, state.scratch
-        indices, weights = self.sampling.draw(_generator(key))
+        indices, weights = self.sampling.draw(generator(key))
         problem.batch_gradient(indices, weights, x, out=gradient)
         gamma = self.step_size(state.k)
         add(gradient, x, -gamma)
         prox(problem, x, gamma)
         return SGDState(x, state.k + 1, state.oracle + indices.size, gradient)
-
-
-class _Kept(threading.local):
-    """One generator a thread, set to a key's word in a tenth of the time that a new one takes."""
-
-    def __init__(self):
-        self.bits = np.random.Philox(key=0)
-        self.generator = np.random.Generator(self.bits)
-        self.start = self.bits.state
-
-
-_kept = _Kept()
-
-
-def _generator(key) -> np.random.Generator:
-    """np.random.Generator(np.random.Philox(key=key.word)), until the thread asks for the next."""
-    kept = _kept
-    kept.start["state"]["key"][0] = key.word
-    kept.bits.state = kept.start
-    return kept.generator
