@@ -183,6 +183,16 @@ class Problem(ABC):
         """grad f(x)."""
         return self.batch_gradient(np.arange(self.n), np.ones(self.n), x, out)
 
+    def partial_gradient(self, i: int, indices: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The coordinates `indices` of grad f_i at the point that is y there and zero elsewhere, in y's dtype.
+
+        What a worker that holds these coordinates alone computes. Quadratic, Ridge and Logistic touch nothing else of
+        their data; of another problem the point and its gradient are made in full, unless it has a way of its own.
+        """
+        point = np.zeros(self.d, y.dtype)
+        point[indices] = y
+        return self.gradient(i, point)[indices]
+
     def made_of(self) -> tuple[Problem, tuple]:
         """(problem, more): one whose value and gradients tell the data of this one, and what else this one depends on.
 
@@ -411,6 +421,11 @@ class Quadratic(_ArrayProblem):
         self._product(A, x, out)
         out -= b
 
+    def partial_gradient(self, i, indices, y):
+        A = self.A[i]
+        product = A[indices] * y if A.ndim == 1 else A[indices[:, None], indices] @ y
+        return (product - self.b[i][indices]).astype(y.dtype, copy=False)
+
     def _hessian(self, i, x):
         return self.A[i]
 
@@ -509,6 +524,11 @@ class _LinearModel(_ArrayProblem):
         out = np.empty_like(x)
         self._full_gradient(x, out)
         return out
+
+    def partial_gradient(self, i, indices, y):
+        rows, out = self._rows(i), np.empty(y.size)
+        self._sum(self.A[rows][:, indices], self.b[rows], self.n * self._scale, self.lam, y, out)
+        return out.astype(y.dtype, copy=False)
 
     def _hessian(self, i, x):
         A, b = self.A[self._rows(i)], self.b[self._rows(i)]

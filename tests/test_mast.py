@@ -16,7 +16,7 @@ import compress
 from compress.comm import HEADER, Communicator, Ledger
 from compress.games import BilinearGame
 from compress.optimizers.ist import IST
-from compress.optimizers.mast import DSGD, LSVRDSG, SPAGE, Sketched, partial_gradient
+from compress.optimizers.mast import DSGD, LSVRDSG, SPAGE, Sketched
 from compress.sketches import Cyclic, Sketch
 
 N, D = 4, 12
@@ -252,7 +252,7 @@ def test_partial_gradients_are_coordinates_of_gradients():
     diagonal = compress.Quadratic(RNG.uniform(1, 2, (N, D)), RNG.standard_normal((N, D)))
     for base in (quadratic(), diagonal, logistic(), compress.Ridge(ROWS, LABELS, lam=0.1), Plain(quadratic())):
         for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 1e-5)):
-            partial = partial_gradient(base, 2, indices, y.astype(dtype))
+            partial = base.partial_gradient(2, indices, y.astype(dtype))
             assert partial.dtype == dtype
             np.testing.assert_allclose(partial, base.gradient(2, point)[indices], rtol=tolerance, atol=tolerance)
 

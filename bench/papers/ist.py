@@ -19,7 +19,6 @@ import numpy as np
 import compress
 from compress.data import load, split
 from compress.optimizers.ist import IST, ShiftedIST, jacobi, scaled_permutation
-from compress.optimizers.mast import partial_gradient
 from compress.sketches import Sketch
 
 from .. import console
@@ -313,10 +312,8 @@ class Network(compress.Problem):
         into[:, :64], into[:, 64], into[:, 65:] = back.T @ images, back.sum(axis=0), hidden.T @ p
         return out
 
-
-@partial_gradient.register
-def _(problem: Network, i, indices, y):
-    return problem.gradient(i, y)  # of the network of those units alone
+    def partial_gradient(self, i, indices, y):
+        return self.gradient(i, y)  # of the network of those units alone
 
 
 def network(rounds, seeds):

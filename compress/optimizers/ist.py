@@ -32,7 +32,6 @@ from .mast import (
     from_server,
     gradient_around,
     on_server,
-    partial_gradient,
     proven,
     sketched_round,
     whole_gradient,
@@ -153,13 +152,13 @@ class IST(Method):
         x, g, d = state.x, state.scratch, problem.d
 
         def answer(i, indices, w):
-            total = partial_gradient(problem, i, indices, w)
+            total = problem.partial_gradient(i, indices, w)
             if self.local_steps > 1:
                 rate = (self.gamma / comm.n * np.square(self.sketch.at(indices, d, i))).astype(w.dtype)
                 last = total
                 for _ in range(self.local_steps - 1):
                     w = w - rate * last
-                    last = partial_gradient(problem, i, indices, w)
+                    last = problem.partial_gradient(i, indices, w)
                     total = total + last
             return total
 

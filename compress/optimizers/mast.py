@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, singledispatch
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -257,37 +257,10 @@ class Sketched(Problem):
 # What a worker does
 
 
-@singledispatch
-def partial_gradient(problem, i: int, indices: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The coordinates `indices` of grad f_i at the point that is y there and zero elsewhere, in y's dtype.
-
-    Quadratic, Ridge and Logistic touch nothing else of their data; of another problem the point and its gradient are
-    made in full, unless one is registered for it: `@partial_gradient.register`.
-    """
-    point = np.zeros(problem.d, y.dtype)
-    point[indices] = y
-    return problem.gradient(i, point)[indices]
-
-
-@partial_gradient.register
-def _(problem: Quadratic, i, indices, y):
-    A = problem.A[i]
-    product = A[indices] * y if A.ndim == 1 else A[indices[:, None], indices] @ y
-    return (product - problem.b[i][indices]).astype(y.dtype, copy=False)
-
-
-@partial_gradient.register(Ridge)
-@partial_gradient.register(Logistic)
-def _(problem, i, indices, y):
-    rows, out = problem._rows(i), np.empty(y.size)
-    problem._sum(problem.A[rows][:, indices], problem.b[rows], problem.n * problem._scale, problem.lam, y, out)
-    return out.astype(y.dtype, copy=False)
-
-
 def gradient_around(v, problem, i, indices, y):
-    """`partial_gradient` at the point that is v elsewhere."""
+    """The coordinates `indices` of grad f_i at the point that is y there and v elsewhere, zero where v is None."""
     if v is None:
-        return partial_gradient(problem, i, indices, y)
+        return problem.partial_gradient(i, indices, y)
     point = v.astype(y.dtype)
     point[indices] = y
     return problem.gradient(i, point)[indices]
