@@ -406,7 +406,7 @@ def comparison(nets, screen):
     from rich import box as boxes
     from rich.table import Table
 
-    title = "Rounds to 1e-8, quadratics; tuned: c of ADOM, step sizes of Acc-GT and DIGing (- not within 10,000)"
+    title = "Rounds to 1e-8, quadratics; tuned: c of ADOM, step sizes of Acc-GT and DIGing, within 10,000 (- none)"
     table = Table(title=title, box=boxes.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for column in ("network", "kappa", "ADOM, theory", "ADOM, tuned", "dual GD", "Acc-GT, tuned", "DIGing, tuned"):
         table.add_column(column, justify="left" if column == "network" else "right")
