@@ -46,12 +46,13 @@ class Operator(Problem):
 
     It is a `Problem` whose `gradient(i, x)` is F_i(x), `full_gradient(x)` F(x), and so on, so that every method that
     asks for gradients alone runs on it: SGD is stochastic gradient descent-ascent. Constants of minimisation (L,
-    smoothness) it does not have, and step sizes that follow from them raise NotImplementedError. It has, if it is told,
+    smoothness) it does not have, and step sizes that follow from them raise NotImplementedError: with those of
+    minimisation games diverge. It has, if it is told,
 
     monotone  whether every F_i is known to be; False unless it is told
     L_i       (n,): Lipschitz constants of the F_i
     mu        every F_i is mu-strongly monotone: <F_i(u) - F_i(v), u - v> >= mu ||u - v||^2
-    x_star    (d,): a solution
+    x_star    (d,): a solution. Where nobody knows one, `run` measures the natural residual, error=operator.value
     """
 
     monotone: bool = False
@@ -68,6 +69,18 @@ class Operator(Problem):
             self.regularizer.prox(y, 1.0)
         return float(np.linalg.norm(x - y))
 
+    def smoothness(self, indices, weights) -> float:
+        """Raises NotImplementedError, as L does."""
+        raise NotImplementedError(
+            f"L and smoothness are constants of minimisation, and {self!r} is an operator: give step sizes of your "
+            "own, or take Extragradient, which has proven ones"
+        )
+
+    @property
+    def L(self) -> float:
+        """Raises NotImplementedError: it is a constant of minimisation. Lipschitz constants are L_i."""
+        return self.smoothness(np.arange(self.n), np.ones(self.n))
+
     @cached_property
     def L_i(self) -> np.ndarray:
         """(n,): Lipschitz constants of the F_i."""
@@ -77,6 +90,14 @@ class Operator(Problem):
         """A Lipschitz constant of sum_k weights_k F_{indices_k}, weights >= 0: sum_k weights_k L_{indices_k}, or less
         where an operator knows better."""
         return float(np.dot(weights, self.L_i[indices]))
+
+    @cached_property
+    def x_star(self) -> np.ndarray:
+        """(d,): a solution."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not know a solution: set x_star, or give run() an error=, for example its "
+            "natural residual, `value`"
+        )
 
 
 class AffineOperator(Operator):

@@ -10,6 +10,7 @@ lambda_max over the worst lambda_2: for rings and stars of 20 nodes 41 in place 
 from __future__ import annotations
 
 import math
+import reprlib
 import zlib
 from functools import cached_property
 from typing import NamedTuple
@@ -41,11 +42,12 @@ class _Plan(NamedTuple):
 class Graph:
     """A connected undirected graph, and its gossip matrix.
 
-    edges: a networkx graph whose nodes are 0 to n - 1, or pairs of nodes; loops and repeated edges change nothing.
-    n: nodes, one more than the largest in `edges` unless given.
+    edges: pairs of nodes (not an adjacency matrix), or a networkx graph whose nodes are 0 to n - 1; loops and repeated
+    edges change nothing. n: nodes, one more than the largest in `edges` unless given.
 
-    Raises ValueError where it is not connected, with the nodes of a component, for one of fewer than two nodes, for
-    nodes beyond n and for directed graphs.
+    Raises TypeError for edges of another kind; ValueError where the graph is not connected, with the nodes of a
+    component, for one of fewer than two nodes, for nodes beyond n, and for networkx graphs that are directed or whose
+    edges differ in weight.
 
     >>> graph = Graph([(0, 1), (1, 2)])
     >>> graph.neighbours(1), round(graph.chi, 12)
@@ -171,7 +173,7 @@ class Network:
     graphs: a sequence of networkx graphs, lists of edges, or `Graph`s. n: their nodes; where it is not given, those of
     the largest.
 
-    Raises what `Graph` does, with the index of the graph.
+    Raises what `Graph` does, with the index of the graph, and TypeError for one graph that is not in a sequence.
 
     >>> network = Network.ring_star(20)
     >>> len(network(0).edges), len(network(1).edges), round(network.chi, 1)
@@ -183,6 +185,8 @@ class Network:
     """
 
     def __init__(self, graphs, n: int | None = None, hold: int = 1):
+        if not hasattr(graphs, "__iter__") or hasattr(graphs, "number_of_nodes"):
+            raise TypeError(f"graphs must be a sequence of graphs, [graph] for one that never changes, got {graphs!r}")
         graphs = list(graphs)
         if not graphs:
             raise ValueError("a network needs at least one graph")
@@ -289,16 +293,25 @@ def _pairs(edges, n):
             raise ValueError(f"nodes must be 0 to {nodes - 1}, as networkx.convert_node_labels_to_integers makes them")
         if n is not None and n != nodes:
             raise ValueError(f"it has {nodes} nodes, the network {n}")
-        n, edges = nodes, [pair[:2] for pair in edges.edges]
-    pairs = np.asarray(edges if isinstance(edges, np.ndarray) else list(edges))
+        if len({weight for *_, weight in edges.edges(data="weight", default=1)}) > 1:
+            raise ValueError(
+                "its edges differ in weight, and all count alike here: pass list(graph.edges()) if they may"
+            )
+        n, edges = nodes, list(edges.edges())
+    try:
+        pairs = np.asarray(edges if isinstance(edges, np.ndarray) else list(edges))
+    except (TypeError, ValueError):  # not iterable, or of different lengths
+        raise TypeError(f"edges must be pairs of integers or a networkx graph, got {reprlib.repr(edges)}") from None
     pairs = pairs.reshape(-1, 2) if pairs.size == 0 else pairs
     if pairs.ndim != 2 or pairs.shape[1] != 2 or (pairs.size and pairs.dtype.kind not in "iu"):
         raise TypeError(f"edges must be pairs of integers or a networkx graph, got {pairs.dtype} {pairs.shape}")
     pairs = pairs.astype(np.int64)
     least, most = (int(pairs.min()), int(pairs.max())) if pairs.size else (0, 0)
+    if least < 0:
+        raise ValueError(f"nodes are numbered from 0, got {least}")
     n = positive_int(most + 1 if n is None else n, "n", least=2)
-    if least < 0 or most >= n:
-        raise ValueError(f"nodes must be 0 to {n - 1}, got {least if least < 0 else most}")
+    if most >= n:
+        raise ValueError(f"nodes must be 0 to {n - 1}, got {most}")
     return pairs[pairs[:, 0] != pairs[:, 1]], n
 
 
@@ -315,14 +328,14 @@ def _extremes(product, n, tolerance=1e-6):
     """
     v = np.random.default_rng(0).standard_normal(n)
     basis, diagonal, beside, due = np.empty((n, n)), [], [], 32
-    for k in range(n - 1):
+    for k in range(n):
         for _ in range(2):  # twice is enough
             v -= (basis[:k] @ v) @ basis[:k]
             v -= v.mean()
         size = float(np.linalg.norm(v))
         if k:
             beside.append(size)
-        if k == due or k == n - 2 or (k and size < 1e-12 * max(diagonal)):
+        if k == due or k == n - 1 or (k and size < 1e-12 * max(diagonal)):
             due *= 2
             T = np.diag(diagonal) + np.diag(beside[:-1], 1) + np.diag(beside[:-1], -1)
             values, vectors = np.linalg.eigh(T)

@@ -38,6 +38,7 @@ import numpy as np
 from .compressor import finite_number, positive_int, settle
 
 EPS = np.finfo(np.float64).eps
+_LARGEST = 2**27  # numbers of the Hessians that `Quadratic.of` makes
 
 
 class Regularizer(ABC):
@@ -405,6 +406,31 @@ class Quadratic(_ArrayProblem):
         problem.mu, problem.L = float(mu), float(L)  # what they are but for rounding
         return problem
 
+    @classmethod
+    def of(cls, problem) -> Quadratic:
+        """A Quadratic as it is, and of a Ridge the Quadratic with its Hessians and gradients: f but for a constant.
+
+        Raises TypeError for another problem, ValueError where the Hessians are more than 2^27 numbers, 1 GiB.
+
+        >>> problem = Ridge(np.array([[1.0, 0.0], [1.0, 2.0]]), np.array([1.0, 3.0]), lam=0.0)
+        >>> Quadratic.of(problem).A.tolist(), Quadratic.of(problem).b.tolist()
+        ([[[1.0, 0.0], [0.0, 0.0]], [[1.0, 2.0], [2.0, 4.0]]], [[1.0, 0.0], [3.0, 6.0]])
+        """
+        if isinstance(problem, Quadratic):
+            return problem
+        if not isinstance(problem, Ridge):
+            raise TypeError(f"a Quadratic or a Ridge is quadratic, got {problem!r}")
+        n, d = problem.n, problem.d
+        if n * d * d > _LARGEST:
+            raise ValueError(f"{problem!r} has Hessians of {n} x {d} x {d} numbers, more than {_LARGEST:,}")
+        A, b, zero = np.empty((n, d, d)), np.empty((n, d)), np.zeros(d)
+        for i in range(n):
+            H = problem.hessian(i, zero)
+            A[i], b[i] = (H + H.T) / 2, 0 - problem.gradient(i, zero)
+        quadratic = cls(A, b, problem.regularizer)
+        quadratic.mu, quadratic.L = problem.mu, problem.L  # from singular values, which see more digits
+        return quadratic
+
     def _product(self, A, x, out):
         return np.multiply(A, x, out=out) if A.ndim == 1 else np.matmul(A, x, out=out)
 
@@ -731,8 +757,8 @@ def _newton(problem, x, free, linear, curvature):
 
 def _check(x, d):
     if not isinstance(x, np.ndarray) or x.dtype.char not in "fd":
-        what = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise TypeError(f"x must be an array of float32 or float64, got {what}")
+        what = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else f"{type(x).__module__}.{type(x).__name__}"
+        raise TypeError(f"x must be a NumPy array of float32 or float64, got {what}")
     if x.shape != (d,):
         raise ValueError(f"x has shape {x.shape}, the problem has {d} coordinates")
 

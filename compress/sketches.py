@@ -16,7 +16,8 @@ Of all S in the support, S_i that of worker i:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import zlib
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,15 +28,15 @@ from .sparsify import Bernoulli, PermK, RandK, Sparsifier
 _SHIFT = 0x73686966  # the sub-stream of cyclic shifts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sketch:
     """S = Diag(s): s_j is scale_j for the coordinates j of a random set, 0 for the others.
 
     sets: a sparsifier, which draws the sets, each coordinate with probability 1/sets.scale(d). scales: one number a
     coordinate, (d,), or a row of them for every worker, (n, d), all positive. Where None they are sets.scale(d), and S
-    is unbiased: E S = I. Values travel as sets.wire says.
+    is unbiased: E S = I. Values travel as sets.wire says. Sketches of the same sets and scales are equal.
 
-    Raises TypeError for other sets, ValueError for other scales; where d does not suit them, the methods do.
+    Raises TypeError for other sets, ValueError for other scales; where d does not suit them, `check` does.
 
     >>> import numpy as np, compress
     >>> S = Sketch(compress.PermK(2))
@@ -47,7 +48,7 @@ class Sketch:
     """
 
     sets: Sparsifier
-    scales: np.ndarray | None = field(default=None, repr=False, compare=False)
+    scales: np.ndarray | None = None
 
     def __post_init__(self):
         if not isinstance(self.sets, Sparsifier):
@@ -55,11 +56,28 @@ class Sketch:
         if self.scales is None:
             return
         scales = np.array(self.scales, np.float64)
-        if scales.ndim not in (1, 2) or not (np.isfinite(scales) & (scales > 0)).all():
-            bad = np.count_nonzero(~(np.isfinite(scales) & (scales > 0)))
-            raise ValueError(f"scales must be (d,) or (n, d), finite and positive; got {scales.shape}, {bad} are not")
+        if scales.ndim not in (1, 2):
+            raise ValueError(f"scales must be (d,) or (n, d), got shape {scales.shape}")
+        good = np.count_nonzero(np.isfinite(scales) & (scales > 0))
+        if good < scales.size:
+            raise ValueError(f"scales must be finite and positive, {scales.size - good} of {scales.size} are not")
         scales.flags.writeable = False
         settle(self, "scales", scales)
+
+    def _known_by(self):
+        scales = self.scales
+        return type(self), self.sets, None if scales is None else (scales.shape, zlib.crc32(scales.tobytes()))
+
+    def __eq__(self, other):
+        return self._known_by() == other._known_by() if isinstance(other, Sketch) else NotImplemented
+
+    def __hash__(self):
+        return hash(self._known_by())
+
+    def __repr__(self):
+        cls, sets, scales = self._known_by()
+        told = "" if scales is None else f", scales={scales[0]}, crc32={scales[1]:08x}"
+        return f"{cls.__name__}(sets={sets!r}{told})"
 
     @classmethod
     def of(cls, sketch) -> Sketch:
@@ -142,8 +160,14 @@ class Sketch:
         """Whether E S = I."""
         return bool(np.allclose(np.sqrt(self._squares(d)), self.sets.scale(d), rtol=1e-12, atol=0))
 
-    def check_workers(self, n: int) -> None:
-        """ValueError unless there are sets, and scales where every worker has its own, for n workers."""
+    def check(self, n: int, d: int) -> None:
+        """ValueError unless there are sets, and scales where it has some, for n workers and d coordinates."""
+        try:
+            self.sets.scale(d)
+        except ValueError as error:
+            raise ValueError(f"{self!r} has no sets of {d} coordinates: {error}") from None
+        if self.scales is not None and self.scales.shape[-1] != d:
+            raise ValueError(f"scales are those of {self.scales.shape[-1]} coordinates, not of {d}")
         if isinstance(self.sets, PermK) and self.sets.n < n:
             raise ValueError(f"{self.sets!r} has sets for {self.sets.n} workers, not for {n}")
         if self.own_scales and len(self.scales) != n:
@@ -170,7 +194,7 @@ class Sketch:
         return float(self._squares(d).max())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Cyclic(Sketch):
     """The d cyclic shifts of one set of k coordinates, each with probability 1/d: d sketches that can all be listed.
 

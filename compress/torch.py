@@ -14,7 +14,9 @@ try:
 except ImportError:
     raise ImportError('compress.torch needs PyTorch: pip install "compress-kernels[torch]"') from None
 
-_OF_TORCH = {"params", "param_names", "initial_lr"}  # keys of a group that torch or its schedulers look after
+# Keys of a group that torch or its schedulers look after.
+_OF_TORCH = {"params", "param_names", "differentiable", "initial_lr", "min_lr", "max_lr", "swa_lr"}
+_OF_TORCH |= {"base_momentum", "max_momentum"}
 
 
 class ExtraAdam(torch.optim.Optimizer):
@@ -34,9 +36,11 @@ class ExtraAdam(torch.optim.Optimizer):
     slows games down, and beta_1 = 0.5 or 0 are usual.
 
     step(closure) does all of it: the closure zeroes and computes all gradients, of the same sample whenever it is
-    called, and returns a loss. Without one, step() follows extrapolation().
+    called, and returns a loss. Without one, step() follows extrapolation(). Where step() is interrupted, or the closure
+    raises, parameters are back where they were before; m, v and t have seen the first gradient.
 
-    Raises ValueError for other parameters and for groups with other settings than these three; RuntimeError for step()
+    Raises ValueError for other parameters and for groups with other settings than these three, also of a state that is
+    loaded (those of Adam have weight_decay, amsgrad and more, which would change nothing here); RuntimeError for step()
     before extrapolation(), for two of either in a row, for sparse or complex gradients, and for float16, to which eps
     and squares of small gradients are 0.
 
@@ -55,16 +59,13 @@ class ExtraAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
     def add_param_group(self, param_group):
-        given = self.defaults | param_group
-        if unknown := given.keys() - self.defaults.keys() - _OF_TORCH:
-            raise ValueError(f"ExtraAdam: a group has lr, betas and eps, got {', '.join(sorted(unknown))}")
-        if not 0 <= given["lr"] < math.inf:
-            raise ValueError(f"ExtraAdam: lr must be finite and at least 0, got {given['lr']}")
-        if not 0 < given["eps"] < math.inf:
-            raise ValueError(f"ExtraAdam: eps must be positive and finite, got {given['eps']}")
-        if len(given["betas"]) != 2 or not all(0 <= beta < 1 for beta in given["betas"]):
-            raise ValueError(f"ExtraAdam: betas must be two numbers in [0, 1), got {given['betas']}")
+        _check(self.defaults | param_group)
         super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict):
+        for group in state_dict["param_groups"]:
+            _check(group)
+        super().load_state_dict(state_dict)
 
     @torch.no_grad()
     def extrapolation(self) -> None:
@@ -83,16 +84,18 @@ class ExtraAdam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
             self.extrapolation()
-            with torch.enable_grad():
-                closure()
-        ahead = self._ahead()
-        if closure is None and not ahead:
+        elif not self._ahead():
             raise RuntimeError(
                 "ExtraAdam: step() comes after extrapolation(), which found no gradients or was not called"
             )
-        moves = [(p, self._update(group, p)) for group, p in self._moving()]
-        for p in ahead:
-            p.copy_(self.state[p].pop("origin"))
+        try:
+            if closure is not None:
+                with torch.enable_grad():
+                    closure()
+            moves = [(p, self._update(group, p)) for group, p in self._moving()]
+        finally:
+            for p in self._ahead():
+                p.copy_(self.state[p].pop("origin"))
         for p, move in moves:
             p.add_(move)
         return loss
@@ -123,3 +126,16 @@ class ExtraAdam(torch.optim.Optimizer):
         v.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
         size = group["lr"] * math.sqrt(1 - beta2**t) / (1 - beta1**t)
         return v.sqrt().add_(group["eps"]).reciprocal_().mul_(m).mul_(-size)
+
+
+def _check(group) -> None:
+    """ValueError unless a group has lr, betas and eps alone, and they are fit."""
+    if unknown := group.keys() - {"lr", "betas", "eps"} - _OF_TORCH:
+        raise ValueError(f"ExtraAdam: a group has lr, betas and eps, got {', '.join(sorted(unknown))}")
+    lr, betas, eps = group["lr"], group["betas"], group["eps"]
+    if not 0 <= lr < math.inf:
+        raise ValueError(f"ExtraAdam: lr must be finite and at least 0, got {lr}")
+    if not 0 < eps < math.inf:
+        raise ValueError(f"ExtraAdam: eps must be positive and finite, got {eps}")
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"ExtraAdam: betas must be two numbers in [0, 1), got {betas!r}")

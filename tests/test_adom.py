@@ -1,8 +1,10 @@
 """ADOM against its algorithm box, its invariants, its bound, its rate and its bits; dual oracles."""
 
 import math
+import warnings
 from dataclasses import replace
 
+import backends
 import numpy as np
 import pytest
 
@@ -80,17 +82,19 @@ def box(method, problem, steps):
 def drive(method, problem, steps, x0=None, key=KEY, comm=None):
     """The states after each step."""
     comm = compress.Local(problem.n) if comm is None else comm
-    state = method.init(problem, comm, np.zeros(problem.d) if x0 is None else x0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no convergence is proven: ADOM has")
+        state = method.init(problem, comm, np.zeros(problem.d) if x0 is None else x0)
     for k in range(steps):
         state = method.step(problem, comm, state, key.at(k))
         yield state
 
 
 def curve(method, problem, steps, until=0.0, **more):
-    """sum_i ||x_i - x*||^2 after each step."""
+    """(1/n) sum_i ||x_i - x*||^2 after each step."""
     errors = []
     for state in drive(method, problem, steps, **more):
-        errors.append(float(np.sum((state.x - problem.x_star) ** 2)))
+        errors.append(float(np.sum((state.x - problem.x_star) ** 2)) / problem.n)
         if errors[-1] <= until * errors[0]:
             break
     return np.array(errors)
@@ -193,16 +197,36 @@ def test_there_is_no_bound_where_the_theorem_says_nothing():
     with pytest.warns(UserWarning, match="ADOM: eta = .* is above"):
         assert factors(within, problem).max() > 1  # the eta that is proven for theta = mu alone
     above = [replace(paper, **{name: 1.01 * limit}) for name, limit in largest.items()]
-    for method in (within, *above, replace(paper, local_steps=5)):
+    for method in (within, *above):
         with pytest.raises(ValueError, match=r"no bound is proven for ADOM\(.* with mu = 1 and L = 30"):
             method.bound(problem, np.zeros(problem.d), 3)
     for name, method in zip(largest, above, strict=True):
         with pytest.warns(UserWarning, match=f"ADOM: {name} = .* is above"):
             started(method, problem)
-    unproven = replace(paper, compressor=compress.TopK(2))
-    with pytest.raises(TypeError, match="no step size is proven with TopK"):
-        unproven.bound(problem, np.zeros(problem.d), 3)
-    started(unproven, problem)  # without a warning, as with other methods
+    for more, why in (
+        ({"local_steps": 5}, "ADOM has a theorem for exact dual gradients, and local_steps = 5"),
+        ({"compressor": compress.TopK(2)}, r"ADOM has no theorem for messages of TopK\(k=2"),
+    ):
+        unproven = replace(paper, **more)
+        with pytest.raises(ValueError, match=why):
+            unproven.bound(problem, np.zeros(problem.d), 3)
+        with pytest.warns(UserWarning, match=f"no convergence is proven: {why}"):
+            started(unproven, problem)
+
+
+def test_the_bound_is_that_of_a_mean_over_nodes():
+    """At the start it is ||x0 - x*||^2, as of every method; twice the nodes with the same functions change nothing."""
+    problem, x0 = diagonal(), np.ones(5)
+    twice = compress.Quadratic(np.tile(problem.A, (2, 1)), np.tile(problem.b, (2, 1)))
+    small, large = (ADOM.theoretical(f, Network([star(f.n)])) for f in (problem, twice))
+    large = replace(large, eta=small.eta / 2)
+    small = replace(small, eta=small.eta / 2)
+    k = np.arange(50)
+    bound = small.bound(problem, x0, k)
+    assert bound[0] == pytest.approx(np.sum((x0 - problem.x_star) ** 2), rel=1e-12)
+    assert large.bound(twice, x0, k) == pytest.approx(bound, rel=1e-12)
+    trace = compress.run(small, problem, compress.Local(8), x0, KEY, steps=49)
+    assert np.all(trace.error * bound[0] <= bound * (1 + 1e-12))
 
 
 def test_many_gossip_rounds_leave_the_dual_gradients_independent_of_chi():
@@ -241,7 +265,7 @@ def test_memory_is_what_keeps_momentum_from_being_misled():
     errors = np.array([np.sum((g - problem.x_star) ** 2) for g in naive()])
     assert errors[-1] > 1e6 * errors[0]
     ours = curve(method, problem, 40_000, 1e-8)
-    theirs = next(k for k, g in enumerate(without()) if np.sum((g - problem.x_star) ** 2) <= 1e-8 * ours[0])
+    theirs = next(k for k, g in enumerate(without()) if np.sum((g - problem.x_star) ** 2) <= 1e-8 * errors[0])
     assert theirs >= 1.5 * len(ours)
 
 
@@ -436,7 +460,22 @@ def started(method, problem, n=8):
 
 
 BAD = [
-    (lambda: ADOM("ring", 0.1, 1.0, 0.1), TypeError, "network must be a Network, got 'ring'"),
+    (lambda: ADOM("ring", 0.1, 1.0, 0.1), TypeError, "network must be a Network, .* got 'ring'"),
+    *(
+        (lambda given=given: ADOM.theoretical(quadratic(), given), TypeError, "ADOM: network must be a Network")
+        for given in ([star(8)], None, quadratic())
+    ),
+    (lambda: ADOM.theoretical(NETWORKS["ring/star"], quadratic()), TypeError, "ADOM: problem must be .* got Network"),
+    (lambda: ADOM.theoretical(None, NETWORKS["ring/star"]), TypeError, "ADOM: problem must be .* got None"),
+    (lambda: ADOM.theoretical(quadratic(), NETWORKS["ring/star"], c="x"), TypeError, "c must be a number, got 'x'"),
+    *(
+        (lambda C=C: with_step(compressor=C), ValueError, r"all nodes encode with one key, and .* must know the worker")
+        for C in (
+            compress.PermK(8),
+            compress.Scaled(compress.PermK(8)),
+            compress.Correlated(compress.StandardDithering(4), 8),
+        )
+    ),
     (lambda: with_step(compressor=3), TypeError, "compressor must be a Compressor, got 3"),
     (lambda: with_step(eta=0.0), ValueError, "eta must be positive, got 0"),
     (lambda: with_step(eta=20.0), ValueError, r"tau = eta alpha must be at most 1, got 2"),
@@ -478,6 +517,23 @@ def test_bad_input_is_named(make, error, match):
         make()
 
 
+@pytest.mark.parametrize("compressor", [compress.RandK(11), compress.Scaled(compress.RandK(11))], ids=repr)
+def test_a_compressor_that_does_not_suit_the_messages_is_refused_at_the_start(compressor):
+    problem, method = quadratic(), with_step(compressor=compressor)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="k = 11 of a vector of 10 coordinates"):
+        started(method, problem)
+
+
+def test_arrays_on_a_device_are_refused_by_name():
+    backends.use("grid")
+    try:
+        x0 = backends.device.cupy().asarray(np.zeros(5))
+        with pytest.raises(TypeError, match=r"ADOM runs on the CPU: x0 is a CuPy array, pass compress.asarray\(x0\)"):
+            ADOM.theoretical(quadratic(), NETWORKS["ring/star"]).init(quadratic(), compress.Local(8), x0)
+    finally:
+        backends.device._cupy = None
+
+
 # run
 
 
@@ -485,7 +541,7 @@ def test_a_run_measures_all_nodes(tmp_path):
     problem, network = quadratic(10.0), NETWORKS["geometric"]
     method, x0 = ADOM.theoretical(problem, network), np.ones(problem.d)
     trace = compress.run(method, problem, compress.Local(8), x0, KEY, steps=300, every=1)
-    expected = curve(method, problem, 300, x0=x0) / (8 * np.sum((x0 - problem.x_star) ** 2))
+    expected = curve(method, problem, 300, x0=x0) / np.sum((x0 - problem.x_star) ** 2)
     assert trace.error[0] == 1 and trace.error[1:] == pytest.approx(expected, rel=1e-12)
     *_, last = drive(method, problem, 300, x0)
     assert trace.x == pytest.approx(last.x.mean(axis=0), rel=1e-12)

@@ -155,6 +155,48 @@ def test_a_closure_may_find_no_gradients():
     assert x.detach().numpy() == pytest.approx(start.numpy() - 0.1, rel=1e-6) and y not in optimizer.state
 
 
+class Interrupt(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("where", ["closure", "gradient"])
+def test_parameters_are_back_where_a_step_is_interrupted(where):
+    """In its second half, and it goes on from there."""
+    x, y = players()
+    optimizer, calls = ExtraAdam([x, y], lr=0.1), []
+
+    def closure():
+        calls.append(None)
+        game(x, y)
+        if len(calls) == 2:
+            if where == "closure":
+                raise Interrupt
+            y.grad = y.grad.to_sparse()
+
+    before = x.detach().clone(), y.detach().clone()
+    with pytest.raises(
+        Interrupt if where == "closure" else RuntimeError, match=None if where == "closure" else "dense"
+    ):
+        optimizer.step(closure)
+    assert torch.equal(x, before[0]) and torch.equal(y, before[1])
+    assert not any("origin" in state for state in optimizer.state.values())
+    optimizer.step(closure)
+    assert len(calls) == 4 and not torch.equal(x, before[0])
+
+
+def test_states_of_schedulers_and_of_later_groups_load():
+    """Also settings that torch gives groups of its own accord."""
+    x, y = players()
+    optimizer = ExtraAdam([x], lr=0.1)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=5)
+    torch.optim.swa_utils.SWALR(optimizer, swa_lr=0.1)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.add_param_group({"params": [y]})
+    other = ExtraAdam([{"params": [x]}, {"params": [y]}])
+    other.load_state_dict(optimizer.state_dict())
+    assert [group["lr"] for group in other.param_groups] == [group["lr"] for group in optimizer.param_groups]
+
+
 def test_groups_of_named_parameters_and_of_schedulers():
     x, y = players()
     optimizer = ExtraAdam([{"params": [x], "initial_lr": 0.1}, {"params": [y], "initial_lr": 0.2}], lr=0.1)
@@ -213,6 +255,11 @@ def half_precision():
     return ExtraAdam([x, y])
 
 
+def loaded(cls, **more):
+    x, y = players()
+    ExtraAdam([x, y]).load_state_dict(cls([x, y], **more).state_dict())
+
+
 BAD = [
     (lambda: ExtraAdam(players(), lr=-1.0), ValueError, "lr must be finite and at least 0, got -1"),
     (lambda: ExtraAdam(players(), lr=math.nan), ValueError, "got nan"),
@@ -222,6 +269,13 @@ BAD = [
         ValueError,
         r"betas must be two numbers in \[0, 1\), got \(1.0, 0.9\)",
     ),
+    (lambda: ExtraAdam(players(), betas=0.9), ValueError, r"betas must be two numbers in \[0, 1\), got 0.9"),
+    (
+        lambda: loaded(torch.optim.Adam, weight_decay=0.1, maximize=True, amsgrad=True),
+        ValueError,
+        "a group has lr, betas and eps, got amsgrad, .*maximize, weight_decay",
+    ),
+    (lambda: loaded(torch.optim.SGD, lr=0.1), ValueError, "a group has lr, betas and eps, got dampening"),
     (lambda: ExtraAdam(players(), betas=(0.5, 0.9, 0.9)), ValueError, r"betas must be two .* got \(0.5, 0.9, 0.9\)"),
     (
         lambda: ExtraAdam([{"params": players(), "maximize": True, "weight_decay": 0.1}]),

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from compress import kernels
 from compress.comm import Local
 from compress.games import AffineOperator, BilinearGame, Operator
 from compress.key import Key
 from compress.optimizers.extragradient import Extragradient
 from compress.optimizers.run import run
 from compress.optimizers.sgd import SGD
+from compress.optimizers.shifted import DIANA, EF21
 from compress.problems import L1, L2, Box, Quadratic
 from compress.sampling import (
     Arbitrary,
@@ -23,6 +25,7 @@ from compress.sampling import (
     SingleElement,
     WithReplacement,
 )
+from compress.sparsify import RandK, TopK
 
 N, D = 8, 6
 
@@ -170,6 +173,79 @@ def test_an_operator_of_ones_own():
             Extragradient(FullBatch(1), 0.1, **more).init(game, Local(1), np.ones(2))
 
 
+def test_constants_of_minimisation_are_refused():
+    """Also where someone has set them: rotations have L = 1, and gradient descent leaves them for ever."""
+
+    class Rotations(BilinearGame):
+        L = 1.0
+
+        def smoothness(self, indices, weights):
+            return float(np.sum(weights))
+
+    game, sampling = BilinearGame(np.ones((2, 1, 1))), SingleElement.uniform(2)
+    for read in (lambda: game.L, lambda: game.smoothness([0], [1.0]), lambda: sampling.expected_smoothness(game)):
+        with pytest.raises(
+            NotImplementedError, match=r"constants of minimisation, and BilinearGame\(n=2.* is an operator"
+        ):
+            read()
+    with pytest.raises(AttributeError, match="L"):
+        game.L = 1.0
+    for operator in (game, Rotations(np.ones((2, 1, 1)))):
+        for make in (
+            lambda operator: SGD.theoretical(operator, sampling),
+            lambda operator: DIANA.theoretical(operator, RandK(0.5)),
+            lambda operator: EF21.theoretical(operator, TopK(0.5)),
+            lambda operator: SGD(sampling, 0.1).bound(operator, np.ones(2), 1),
+        ):
+            with pytest.raises(NotImplementedError, match=r"(SGD|DIANA|EF21): its theorem is about minimisation, and "):
+                make(operator)
+        assert run(SGD(sampling, 0.1), operator, Local(1), np.ones(2), steps=9).error[-1] > 1
+
+
+def rotation(n):
+    """n times the same rotation, whose zero nobody has told."""
+
+    class Rotation(Operator):
+        d, monotone, mu, L_i = 2, True, 0.0, np.ones(n)
+
+        def gradient(self, i, x, out=None):
+            out = np.empty_like(x) if out is None else out
+            out[0], out[1] = x[1], -x[0]
+            return out
+
+    Rotation.n = n
+    return Rotation()
+
+
+FULL = {  # samplings of which every draw is all components
+    "full batch": FullBatch(3),
+    "nice": Nice(3, 3),
+    "independent": Independent.uniform(3, 3),
+    "partition": Partition.uniform([range(3)]),
+    "one component": SingleElement.uniform(1),
+    "one component twice": WithReplacement.uniform(1, 2),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_without_noise_no_solution_need_be_known(name):
+    sampling = FULL[name]
+    operator = rotation(sampling.n)
+    method = Extragradient.theoretical(operator, sampling)
+    assert method.eta == pytest.approx(1 / math.sqrt(2)) and method.limits(operator)["eta"] == pytest.approx(1)
+    trace = run(method, operator, Local(1), np.ones(2), steps=99, error=operator.value)
+    assert trace.error[-1] < 1e-5 * trace.error[0]
+    assert replace(method, same_sample=False).limits(operator) == {}  # the same method, which diverges nowhere
+
+
+def test_with_noise_a_solution_must_be_known():
+    operator = rotation(2000)
+    message = "Rotation does not know a solution: set x_star, or give run.* an error=, for example its natural residual"
+    for sampling in (SingleElement.uniform(2000), Nice(2000, 1999), Independent.uniform(2000, 1999)):
+        with pytest.raises(NotImplementedError, match=message):
+            Extragradient.theoretical(operator, sampling)
+
+
 # The step
 
 
@@ -261,7 +337,10 @@ def test_same_sample_converges_where_independent_samples_explode():
     game, x0 = BilinearGame.chavdarova(20), np.random.default_rng(0).standard_normal(40)
     same, independent = (Extragradient(SingleElement.uniform(20), 0.7, same_sample=s) for s in (True, False))
     assert run(same, game, Local(1), x0, steps=4000).error[-1] < 1e-20
-    with pytest.warns(RuntimeWarning, match="diverged"):
+    with (
+        pytest.warns(RuntimeWarning, match="diverged"),
+        pytest.warns(UserWarning, match="independent samples and mu = 0"),
+    ):
         assert run(independent, game, Local(1), x0, steps=4000).error[-1] > 1e12
 
 
@@ -351,8 +430,9 @@ def test_theoretical_parameters():
     bilinear = BilinearGame.chavdarova(N)
     assert Extragradient.theoretical(bilinear, sampling).eta == 1 / math.sqrt(2)
     assert Extragradient(sampling, 0.1).limits(bilinear) == {"eta": 1.0}
-    for more in ({"beta": -0.2}, {"gamma": 0.2}, {"same_sample": False}, {"average": True}):
+    for more in ({"beta": -0.2}, {"gamma": 0.2}, {"average": True}):
         assert Extragradient(sampling, 0.1, **more).limits(bilinear) == {}
+    assert Extragradient(sampling, 0.1, same_sample=False).limits(game) == {}
     assert Extragradient(sampling, 0.1).limits(Quadratic.random(N, D, 1, 2)) == {}
 
 
@@ -362,13 +442,15 @@ def test_theoretical_parameters():
 def test_averages_come_closer_on_biased_games():
     game, x0 = BilinearGame.chavdarova(5, biased=True), np.full(10, 3.0)
     method = Extragradient(SingleElement.uniform(5), 0.1, average=True)
-    state = method.init(game, Local(1), x0)
+    with pytest.warns(UserWarning, match="no convergence is proven: .* has in common"):
+        state = method.init(game, Local(1), x0)
     last = []
     for k in range(20_000):
         state = method.step(game, Local(1), state, Key(0).at(k))
         if k >= 10_000:
             last.append(np.sum((state.iterate - game.x_star) ** 2))
-    trace = run(method, game, Local(1), x0, steps=20_000, every=20_000)
+    with pytest.warns(UserWarning, match="no convergence is proven: .* has in common"):
+        trace = run(method, game, Local(1), x0, steps=20_000, every=20_000)
     assert np.array_equal(trace.x, state.x)
     assert trace.error[-1] * np.sum((x0 - game.x_star) ** 2) < 0.05 * np.mean(last)
 
@@ -393,6 +475,22 @@ def test_x0_stays_and_float32_is_kept():
     assert state.x.dtype == state.iterate.dtype == np.float32 and np.all(x0 == 1)
     exact = distances(method, game, np.ones(D), 50)[-1]
     assert np.sum((state.x - game.x_star) ** 2) == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.parametrize("more", [{}, {"beta": -0.2}, {"average": True}, {"average": True, "beta": -0.2}])
+def test_state_lives_where_x0_does(more, backend):
+    """An operator on any kind of array; those of this package are NumPy's."""
+    operator, x0 = rotation(3), np.array([1.0, 2.0], np.float32)
+    operator.regularizer = L2(0.5)
+    method, ends = Extragradient(Nice(3, 2), 0.3, **more), []
+    move = kernels.on_device if backend.name != "cpu" else np.copy
+    for x in (x0, move(x0)):
+        state = method.init(operator, Local(1), x)
+        for k in range(20):
+            state = method.step(operator, Local(1), state, Key(0).at(k))
+        assert type(state.x) is type(x)
+        ends.append(kernels.host(state.x))
+    assert ends[0] == pytest.approx(ends[1], rel=1e-6)
 
 
 # Bad input
@@ -431,8 +529,11 @@ def test_no_step_is_proven_where_draws_have_no_solution_in_common(name):
     for call in (lambda: Extragradient.theoretical(operator, sampling), lambda: method.limits(operator)):
         with pytest.raises(ValueError, match=message):
             call()
-    with pytest.warns(UserWarning, match=f"no convergence is proven: .*{message}"):
-        method.init(operator, Local(1), np.ones(operator.d))
+    for more in ({}, {"beta": -0.2}, {"gamma": 0.2}, {"average": True}):
+        with pytest.warns(UserWarning, match=f"no convergence is proven: .*{message}"):
+            replace(method, **more).init(operator, Local(1), np.ones(operator.d))
+    with pytest.warns(UserWarning, match="independent samples and mu = 0 it diverges on bilinear games"):
+        replace(method, same_sample=False).init(operator, Local(1), np.ones(operator.d))
 
 
 def test_the_random_walk():
@@ -467,6 +568,12 @@ def test_a_step_above_the_limit_warns():
         Extragradient(sampling, 1.1).init(game, Local(1), np.ones(2 * N))
 
 
+def misplaced(**more):
+    game = BilinearGame(np.ones((N, D // 2, D // 2)), **more)
+    game.x_star = np.zeros(3)
+    return game
+
+
 ONE = SingleElement.uniform(N)
 BAD = [
     (lambda: Extragradient(3, 0.1), TypeError, "sampling must be a Sampling, got 3"),
@@ -477,6 +584,33 @@ BAD = [
     (lambda: Extragradient(ONE, 0.1, beta=1), ValueError, r"beta must lie in \(-1, 1\), got 1"),
     (lambda: Extragradient(ONE, 0.1, beta=math.nan), ValueError, "got nan"),
     (lambda: Extragradient(ONE, 0.1, beta="no"), TypeError, "beta must be a number, got 'no'"),
+    (
+        lambda: Extragradient(ONE, 0.1, same_sample="no"),
+        TypeError,
+        "same_sample must be True or False, got 'no'",
+    ),
+    (lambda: Extragradient(ONE, 0.1, average=1), TypeError, "average must be True or False, got 1"),
+    (lambda: Extragradient.theoretical(quadratic_game(), 3), TypeError, "sampling must be a Sampling, got 3"),
+    *(
+        (lambda make=make: make(Nice(9, 3)), ValueError, "the sampling is over 9 components, the problem has 8")
+        for make in (
+            lambda sampling: Extragradient.theoretical(quadratic_game(), sampling),
+            lambda sampling: Extragradient(sampling, 0.1).limits(quadratic_game()),
+            lambda sampling: Extragradient(sampling, 0.1, beta=-0.1).limits(quadratic_game()),
+            lambda sampling: Extragradient(sampling, 0.1).bound(quadratic_game(), np.ones(D), 1),
+        )
+    ),
+    (
+        lambda: Extragradient.theoretical(quadratic_game(), SingleElement.uniform(3)),
+        ValueError,
+        "over 3 components, the problem has 8",
+    ),
+    (lambda: Extragradient.theoretical(misplaced(), ONE), ValueError, r"x_star has shape \(3,\), .* has 6 coordinates"),
+    (
+        lambda: Extragradient(ONE, 0.1).bound(misplaced(mu=0.1), np.ones(D), 1),
+        ValueError,
+        r"x_star has shape \(3,\), .* has 6 coordinates",
+    ),
     (lambda: Extragradient(ONE, 0.1).init(quadratic_game(), Local(2), np.ones(D)), ValueError, "one worker, got 2"),
     (
         lambda: Extragradient(Nice(9, 1), 0.1).init(quadratic_game(), Local(1), np.ones(D)),
@@ -491,7 +625,7 @@ BAD = [
         ValueError,
         r"no bound .* mu = 0\.0 and L = 1",
     ),
-    (lambda: SGD.theoretical(quadratic_game(), ONE), NotImplementedError, "does not know its smoothness"),
+    (lambda: SGD.theoretical(quadratic_game(), ONE), NotImplementedError, "SGD: its theorem is about"),
     (lambda: AffineOperator(np.ones((2, 3, 3)), np.ones((2, 2))), ValueError, r"got \(2, 3, 3\) and \(2, 2\)"),
     (lambda: AffineOperator([[[math.inf]]], [[1.0]]), ValueError, "A has 1 of 1 entries"),
     (lambda: AffineOperator([[[0.0]]], [[1.0]]).x_star, RuntimeError, "not found: .* least squares .* residual is 1"),

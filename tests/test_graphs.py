@@ -82,6 +82,38 @@ def test_lanczos_never_makes_chi_too_small(n, kind):
     assert found[0] <= least * (1 + 1e-12) and found[1] >= largest * (1 - 1e-12)
 
 
+def path(n):
+    """The edges of a path, which takes Lanczos' method to its last dimension."""
+    return np.stack((np.arange(n - 1), np.arange(1, n)), axis=1)
+
+
+@pytest.mark.parametrize("n", [301, 1200])
+@pytest.mark.parametrize("kind", ["path", "tadpole", "star", "ring"])
+def test_spectra_of_large_graphs(n, kind):
+    half = n // 2
+    edges = {
+        "path": lambda: path(n),
+        "tadpole": lambda: np.concatenate((ring(np.arange(half)), path(n)[half - 1 :])),
+        "star": lambda: star(n),
+        "ring": lambda: ring(np.arange(n)),
+    }
+    graph = Graph(edges[kind]())
+    expected = np.linalg.eigvalsh(graph.laplacian())[[1, -1]] if kind == "tadpole" else known_spectrum(kind, n)
+    assert graph.spectrum == pytest.approx(expected, rel=2e-6)
+
+
+def known_spectrum(kind, n):
+    turns = np.arange(1, n) / (2 * n if kind == "path" else n)
+    eigenvalues = [1, n] if kind == "star" else 2 - 2 * np.cos(2 * np.pi * turns)
+    return min(eigenvalues), max(eigenvalues)
+
+
+@pytest.mark.parametrize("n", [2, 3, 32, 33, 34, 35])
+def test_lanczos_ends_with_the_dimension(n):
+    graph = Graph(path(n))
+    assert graphs._extremes(graph._differences, n) == pytest.approx(known_spectrum("path", n), rel=2e-6)
+
+
 def test_large_graphs_take_lanczos(monkeypatch):
     monkeypatch.setattr(graphs, "_DENSE", 10)
     assert random_graph(60, 1).chi == pytest.approx(1 / np.linalg.eigvalsh(dense(random_graph(60, 1)))[1], rel=1e-5)
@@ -118,6 +150,21 @@ def test_networkx_graphs_are_taken_as_they_are():
     ):
         with pytest.raises(ValueError, match=match):
             make()
+    with pytest.raises(TypeError, match=r"sequence of graphs, \[graph\] for one that never changes, got <networkx"):
+        Network(networkx.path_graph(6))
+
+
+def test_edges_of_networkx_that_differ_in_weight_are_refused():
+    networkx = pytest.importorskip("networkx")
+    graph = networkx.Graph()
+    graph.add_weighted_edges_from([(0, 1, 2.0), (1, 2, 2.0)])
+    assert Graph(graph).edges.tolist() == [[0, 1], [1, 2]]
+    for kind in (networkx.Graph, networkx.MultiGraph):
+        mixed = kind(graph)
+        mixed.add_edge(0, 2)
+        with pytest.raises(ValueError, match="graph 0: its edges differ in weight"):
+            Network([mixed])
+        assert len(Graph(list(mixed.edges())).edges) == 3
 
 
 def test_geometric_graphs_are_connected_and_follow_the_seed():
@@ -142,7 +189,14 @@ BAD = [
     (lambda: Network([]), ValueError, "at least one graph"),
     (lambda: Network([star(4)], hold=0), ValueError, "hold must be at least 1, got 0"),
     (lambda: Graph([(0, 5)], 3), ValueError, "nodes must be 0 to 2, got 5"),
-    (lambda: Graph([(0, -1)], 3), ValueError, "got -1"),
+    (lambda: Graph([(0, -1)], 3), ValueError, "nodes are numbered from 0, got -1"),
+    (lambda: Graph([(0, -1)]), ValueError, "nodes are numbered from 0, got -1"),
+    (lambda: Graph(5), TypeError, "pairs of integers or a networkx graph, got 5$"),
+    (lambda: Graph([(0, 1), (1,)]), TypeError, r"pairs of integers or a networkx graph, got \[\(0, 1\), \(1,\)\]"),
+    (lambda: Graph(np.eye(6, dtype=int)), TypeError, r"got int64 \(6, 6\)"),
+    (lambda: Network(6), TypeError, "sequence of graphs, .* got 6"),
+    (lambda: Network(Graph(star(4))), TypeError, r"sequence of graphs, .* got Graph\(n=4"),
+    (lambda: Network([(0, 1), (1, 2)]), TypeError, "graph 0: edges must be pairs"),
     (lambda: Graph([(0.0, 1.0)]), TypeError, "pairs of integers"),
     (lambda: Graph([(0, 1, 2)]), TypeError, "pairs of integers"),
     (lambda: Graph([]), ValueError, "n must be at least 2"),

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from test_mast import rounds, states
 
 import compress
 from compress.optimizers.ist import IST, ShiftedIST, jacobi, scaled_permutation
 from compress.optimizers.mast import Sketched
-from compress.sketches import Sketch
+from compress.sketches import Cyclic, Sketch
 
 KEY = compress.Key(7)
 WIRE = "float64"
@@ -225,6 +226,71 @@ def test_the_shifted_variant_keeps_to_its_bound(sketch):
     assert np.mean(draws) - 4 * np.std(draws) / 20 <= f_D.expected_smoothness * (y @ P @ y)
 
 
+@pytest.mark.parametrize("sketch", [compress.PermK(4, WIRE), compress.RandK(3, WIRE)])
+def test_a_ridge_is_the_quadratic_that_it_is(sketch):
+    """Everything that is in closed form for a Quadratic is for a Ridge, and the same."""
+    rng = np.random.default_rng(3)
+    ridge = compress.Ridge(rng.standard_normal((24, 6)), rng.standard_normal(24), lam=0.1, workers=4)
+    problem, x0, k = compress.Quadratic.of(ridge), np.ones(6), np.arange(50)
+    for cls in (IST, ShiftedIST):
+        one, other = cls.theoretical(ridge, sketch), cls.theoretical(problem, sketch)
+        assert np.isclose(one.gamma, other.gamma, rtol=1e-12)
+        if cls is ShiftedIST:
+            np.testing.assert_allclose(one.bound(ridge, x0, k), other.bound(problem, x0, k), rtol=1e-9)
+        else:  # where infima of parts are only known to be at least zero
+            np.testing.assert_allclose(one.bias(ridge), other.bias(problem), rtol=1e-9)
+            assert np.all(one.bound(ridge, x0, k) >= other.bound(problem, x0, k) * (1 - 1e-9))
+
+
+def test_a_ridge_too_large_for_its_hessians_is_known_by_its_sketches(monkeypatch):
+    ridge, x = compress.Ridge(np.eye(6) + 1, np.arange(6.0), lam=0.1, workers=3), np.ones(6)
+    listed, drawn = Cyclic(compress.RandK(4, WIRE)), compress.PermK(3, WIRE)
+    exact = Sketched(ridge, listed, x / 2)
+    assert exact.evaluations == 1
+    value, gradient, star, L = exact.value(x), exact.full_gradient(x), exact.x_star, exact.L
+    monkeypatch.setattr(compress.problems, "_LARGEST", 107)
+    large = Sketched(ridge, listed, x / 2)
+    assert large.evaluations == 6 and np.isclose(large.value(x), value) and large.L == 1.5 * ridge.L > L
+    np.testing.assert_allclose(large.full_gradient(x), gradient, rtol=1e-12)
+    np.testing.assert_allclose(large.x_star, star, rtol=1e-9)
+    with pytest.raises(NotImplementedError, match=r"a Quadratic or a Ridge .of at most 2.27 numbers in its Hessians"):
+        Sketched(ridge, drawn).value(x)
+    with pytest.raises(ValueError, match=r"about quadratics: Ridge.* has Hessians of 3 x 6 x 6 numbers, more than 107"):
+        ShiftedIST.theoretical(ridge, drawn)
+
+
+def test_constants_of_the_shifted_variant_are_those_computed_by_hand():
+    """f_i = L ||x||^2 / 2 and PermK(2): P = 2 L I, c = 1/2, L_P = calL = 2 L."""
+    problem, sketch = compress.Quadratic(np.full((2, 4), 3.0), np.zeros((2, 4))), compress.PermK(2, WIRE)
+    gamma, c, L_P = ShiftedIST._constants(problem, Sketch(sketch), 0.5)
+    assert np.isclose(gamma, 1 / 24) and np.isclose(c, 0.5) and np.isclose(L_P, 6)  # sqrt(p c / 4) / 6
+    # rho = min(gamma mu / 2, p c mu / (8 L_P + 4 mu)) = min(1/16, 1/80); for gamma = 1/1000 it is 3/2000
+    x = np.ones(4)
+    for share, rho in ((1 / 24, 1 / 80), (1e-3, 1.5e-3)):
+        assert np.isclose(ShiftedIST(sketch, share, 0.5).bound(problem, x, 7), (1 - rho) ** 7 * 4)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 1.0])
+@pytest.mark.parametrize("sketch", [compress.PermK(2, WIRE), Cyclic(compress.RandK(2, WIRE))])
+def test_the_lyapunov_function_of_the_shifted_variant_falls_in_expectation(sketch, p):
+    problem = random(2, 4)
+    method = ShiftedIST.theoretical(problem, sketch, p)
+    after, before = method.bound(problem, np.ones(4), np.array([1, 0]))
+    contraction, f_D, star = after / before, Sketched(problem, sketch), problem.x_star
+    A, P = (np.mean([f.hessian(i, star) for i in range(2)], axis=0) for f in (problem, f_D))
+    B = [np.mean([np.outer(s, s) * A for s, A in zip(S, problem.A, strict=True)], axis=0) for S in rounds(sketch, 2, 4)]
+    np.testing.assert_allclose(np.mean(B, axis=0), P, rtol=1e-12, atol=1e-12)
+
+    def Q(x, v):
+        return (x - star) @ A @ (x - star) / 2 + (x - v) @ (P - A) @ (x - v) / 2
+
+    for x, v in states(problem):
+        moved = [x - method.gamma * (problem.full_gradient(v) + b @ (x - v)) for b in B]
+        mean = np.mean([p * Q(new, new) + (1 - p) * Q(new, v) for new in moved])
+        assert mean <= contraction * Q(x, v)
+        assert np.isclose(2 * Q(x, x) / problem.mu, method.bound(problem, x, 0))  # v^0 = x^0
+
+
 def test_nothing_is_claimed_where_no_theorem_says_it():
     problem, flat = random(3, 6), compress.Quadratic(np.zeros((3, 6)) + np.arange(6.0), np.zeros((3, 6)))
     sketch = compress.PermK(3, WIRE)
@@ -244,11 +310,11 @@ def test_nothing_is_claimed_where_no_theorem_says_it():
         ShiftedIST.theoretical(flat, sketch)
     with pytest.raises(ValueError, match=r"its theorem needs c > 0, got .* of Sketch\(sets=RandK\(k=6"):
         ShiftedIST.theoretical(problem, compress.RandK(6))
-    ridge = compress.Ridge(np.eye(6), np.ones(6), lam=0.1, workers=3)
-    with pytest.raises(ValueError, match="its theorem is about a Quadratic, got Ridge"):
-        ShiftedIST.theoretical(ridge, sketch)
-    with pytest.warns(UserWarning, match="no convergence is proven: ShiftedIST: its theorem is about a Quadratic"):
-        ShiftedIST(sketch, 0.01, 0.5).init(ridge, compress.Local(3), np.ones(6))
+    logistic = compress.Logistic(np.eye(6), np.ones(6), lam=0.1, workers=3)
+    with pytest.raises(ValueError, match=r"its theorem is about quadratics: .*, got Logistic"):
+        ShiftedIST.theoretical(logistic, sketch)
+    with pytest.warns(UserWarning, match="no convergence is proven: ShiftedIST: its theorem is about quadratics"):
+        ShiftedIST(sketch, 0.01, 0.5).init(logistic, compress.Local(3), np.ones(6))
 
 
 def test_every_bit_is_counted():
@@ -289,7 +355,16 @@ def test_bad_input_is_named():
             method.init(problem, compress.Local(3), np.ones(6))
         with pytest.raises(ValueError, match="has sets for 2 workers, not for 3"):
             type(method).theoretical(problem, compress.PermK(2))
-    with pytest.raises(ValueError, match="scales are those of 4 workers, not of 3"):
-        IST(Sketch(compress.PermK(3), np.ones((4, 6))), 1e-3).init(problem, compress.Local(3), np.ones(6))
+    for sketch, message in (
+        (Sketch(compress.PermK(3), np.ones((4, 6))), "scales are those of 4 workers, not of 3"),
+        (Sketch(compress.PermK(3), np.ones(5)), "scales are those of 5 coordinates, not of 6"),
+        (compress.RandK(20), r"RandK\(k=20, .*\) has no sets of 6 coordinates: k = 20 of a vector of 6 coordinates"),
+    ):
+        for method in (IST(sketch, 1e-3), ShiftedIST(sketch, 1e-3, 0.5)):
+            with pytest.raises(ValueError, match=message):
+                method.init(problem, compress.Local(3), np.ones(6))
+    for method in (IST(compress.PermK(3), 1e-3), ShiftedIST(compress.PermK(3), 1e-3, 0.5)):
+        with pytest.raises(TypeError, match=r"Sketched\(.*\) is sketched already: give the f that it is of"):
+            method.init(Sketched(problem, method.sketch), compress.Local(3), np.ones(6))
     with pytest.warns(UserWarning, match=r"IST: gamma = 2 is above 1,"):
         IST(scaled_permutation(square), 2.0).init(square, compress.Local(4), np.ones(4))

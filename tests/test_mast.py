@@ -3,6 +3,8 @@
 Run as a script, this file is the job that MPI launches.
 """
 
+import itertools
+import math
 import os
 import subprocess
 import sys
@@ -335,11 +337,12 @@ def test_a_worker_holds_no_more_than_its_share(n):
 
 
 def test_scales_of_each_worker_have_constants_of_each():
-    """Where no closed form gives them: L and mu of f_D of Ridge problems against the Hessian, of the Quadratic."""
+    """Where no closed form gives them: L and mu of f_D of Ridge problems that are not known to be."""
     scales = np.random.default_rng(5).uniform(0.2, 3, (N, D))
-    base = compress.Ridge(ROWS, LABELS, lam=0.1, workers=N)
-    f_D = Sketched(base, Sketch(SKETCHES["Perm-K"], scales))
-    whole = Sketched(compress.Quadratic([base.hessian(i, V) for i in range(N)], np.zeros((N, D))), f_D.sketch)
+    ridge = compress.Ridge(ROWS, LABELS, lam=0.1, workers=N)
+    base, sketch = Plain(ridge), Sketch(SKETCHES["Perm-K"], scales)
+    base.L, base.mu, base.L_i, base.mu_i = ridge.L, ridge.mu, ridge.L_i, ridge.mu_i
+    f_D, whole = Sketched(base, sketch), Sketched(ridge, sketch)
     assert f_D.L >= whole.L and f_D.mu <= whole.mu
     assert np.all(f_D.L_i >= whole.L_i * (1 - 1e-12)) and np.all(f_D.mu_i <= whole.mu_i * (1 + 1e-12))
     np.testing.assert_allclose(f_D.L_i, [base.L_i[i] * f_D.sketch.L_D(D, i) for i in range(N)])
@@ -362,6 +365,192 @@ def test_s_page_has_the_constant_of_its_variance():
         assert squares.mean() - 4 * squares.std() / np.sqrt(500) <= S2 * np.sum((x - y) ** 2)
 
 
+# Constants, by hand and by expectations over every round
+
+
+def rounds(sketch, n, d):
+    """All rounds of a sketch, equally likely: the diagonals of n workers, (n, d) each."""
+    sketch = Sketch.of(sketch)
+    if sketch.disjoint:
+        sets = (np.split(np.array(order), n) for order in itertools.permutations(range(d)))
+    else:
+        pool = sketch.pool(d) or itertools.combinations(range(d), sketch.sets.k)
+        sets = itertools.product(pool, repeat=n)
+    return np.array([[np.isin(np.arange(d), kept) * sketch.scale(d) for kept in drawn] for drawn in sets])
+
+
+def drawn(f_D, x):
+    """G(x) in every round, a row each."""
+    v = f_D._v
+    return np.array(
+        [
+            np.mean([s * f_D.base.gradient(i, v + s * (x - v)) for i, s in enumerate(S)], axis=0)
+            for S in rounds(f_D.sketch, f_D.n, f_D.d)
+        ]
+    )
+
+
+def squares(rows):
+    return np.mean(np.sum(rows**2, axis=-1))
+
+
+def spheres(n, d, L=3.0):
+    """f_i = L ||x||^2 / 2, for which all inequalities about a sketch are equalities."""
+    return compress.Quadratic(np.full((n, d), L), np.zeros((n, d)))
+
+
+S1, S2 = compress.RandK(2, WIRE), compress.RandK(3, WIRE)  # of 4 coordinates: s = 2, 4/3
+SPHERES = {  # sketch, n; calL / L, and what it is exactly
+    "one worker": (S1, 1, 4, 4),
+    "disjoint": (compress.PermK(2, WIRE), 2, 2, 2),
+    "disjoint, more": (compress.PermK(4, WIRE), 4, 4, 4),
+    "independent": (S1, 3, 2 + 4 / 3, 2 * 2 / 3 + 4 / 3),
+    "independent, cyclic": (Cyclic(S1), 3, 2 + 4 / 3, 2 * 2 / 3 + 4 / 3),
+    "independent, where Jensen's inequality is better": (S2, 2, 16 / 9, 4 / 3 / 2 + 16 / 9 / 2),
+}
+
+
+@pytest.mark.parametrize("sketch, n, known, exact", SPHERES.values(), ids=SPHERES)
+def test_expected_smoothness_is_met_by_spheres(sketch, n, known, exact):
+    f_D, x = Sketched(spheres(n, 4), sketch), np.array([1.0, -2.0, 3.0, 0.5])
+    assert np.isclose(f_D.expected_smoothness, 3 * known) and exact <= known
+    assert np.isclose(squares(drawn(f_D, x)), 2 * 3 * exact * f_D.value(x))
+
+
+def test_gammas_are_those_computed_by_hand():
+    x = np.ones(4)
+    one = Sketched(spheres(1, 4), S1)  # L = mu = 6, calL = 12
+    assert np.isclose(DSGD.theoretical(one).gamma, 1 / 12)
+    assert np.isclose(LSVRDSG.theoretical(one).gamma, 1 / 72) and LSVRDSG.theoretical(one).p == 0.25
+    assert np.isclose(LSVRDSG(1 / 72, 0.1).limits(one)["gamma"], 1 / 72)
+    # gamma mu = 1/12: V falls by p/2 for p = 0.1, V^0 = (1 + 4 calL L gamma^2 / p) ||x^0||^2
+    assert np.isclose(LSVRDSG(1 / 72, 0.1).bound(one, x, 3), 0.95**3 * (1 + 40 * 72 / 72**2) * 4)
+    assert np.isclose(LSVRDSG(1 / 72, 1.0).bound(one, x, 3), (11 / 12) ** 3 * (1 + 4 * 72 / 72**2) * 4)
+    base = compress.Quadratic([[1.0, 1.0, 1.0, 8.0]], np.zeros((1, 4)))
+    f_D = Sketched(base, S1)  # L = 16, mu = 2, S^2 = 4 x 2 x 64 = 512
+    assert np.isclose(SPAGE.theoretical(f_D, 1.0).gamma, 1 / 16)
+    assert np.isclose(SPAGE.theoretical(f_D, 0.2).gamma, 1 / (16 + math.sqrt(512 * 4)))
+    assert np.isclose(SPAGE.theoretical(f_D, 1 / 16).gamma, 1 / (16 + math.sqrt(512 * 30)))
+    assert np.isclose(SPAGE.theoretical(f_D, 1e-3).gamma, 1e-3 / 4)
+    assert np.isclose(SPAGE(0.01, 0.2).bound(f_D, x, 3), 0.98**3 * 11)  # (2 / mu) (f_D(x^0) - f_D*)
+    several = Sketched(compress.Quadratic(np.tile(base.A, (4, 1)), np.zeros((4, 4))), S1)  # S^2 = 128
+    assert np.isclose(SPAGE.theoretical(several, 0.2).gamma, 1 / (16 + math.sqrt(128 * 4)))
+
+
+def test_floors_are_those_computed_by_hand():
+    """The bound from x_D* on, by note C: of the gap with A/n, or A; of the noise; of a sampling."""
+    A, b = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0], [3.0, 4.0]])
+    # Rand-1 of 2: f_D has 2 A, its mean diag(4, 6); b mean (2, 2): x_D* = (1/2, 1/3), f_D* = -(1 + 2/3)/2;
+    # inf f_i = -1/2 and -(3 + 4)/2, A = 4 x 4, calL = 6 + 16/2
+    independent = Sketched(compress.Quadratic(A, b), compress.RandK(1, WIRE))
+    gap = 2 - 5 / 6
+    # PermK(2) of 2: the same f_D, calL = 16/2
+    disjoint = Sketched(compress.Quadratic(A, b), compress.PermK(2, WIRE))
+    for f_D, calL in ((independent, 14), (disjoint, 8)):
+        method = DSGD.theoretical(f_D)
+        np.testing.assert_allclose(f_D.x_star, [1 / 2, 1 / 3])
+        assert np.isclose(method.gamma, 1 / calL)
+        assert np.isclose(method.bound(f_D, f_D.x_star, 5), 2 / calL * 8 * gap / 4)
+    # Rand-3 of 4, s = 4/3, two alike: calL = A = 16/9 L, so that no A/n is proven
+    base = compress.Quadratic(np.full((2, 4), 3.0), np.ones((2, 4)))
+    f_D = Sketched(base, S2)
+    assert np.isclose(f_D.expected_smoothness, 16 / 3) and np.isclose(f_D.mu, 4)
+    gap = -4 / 4 / 2 + 4 / 3 / 2  # -||b||^2 / (2 L), of f_D and of f_i
+    assert np.isclose(DSGD(3 / 16).bound(f_D, f_D.x_star, 5), 2 * 3 / 16 * 16 / 3 * gap / 4)
+    # listed sketches: the noise, at half the step
+    f_D = Sketched(logistic(), SKETCHES["cyclic"])
+    calL, noise = f_D.expected_smoothness, listed_noise(f_D)
+    gap = f_D.value(f_D.x_star)  # infima are at least 0
+    B = f_D.base.L_max * (D / 5) ** 2 / N
+    assert noise < B * gap and calL < B * N
+    assert np.isclose(DSGD(1 / calL).bound(f_D, f_D.x_star, 5), 2 / calL * B * gap / f_D.mu)
+    assert np.isclose(DSGD(1 / (2 * calL)).bound(f_D, f_D.x_star, 5), noise / calL / f_D.mu)
+    # one worker that draws one of both components: calL' = max L_i = 4, sigma^2 = sum_i ||grad f_i(x*)||^2 / 2
+    f_D, sampling = Sketched(compress.Quadratic(A, b), compress.RandK(1, WIRE)), compress.Nice(2, 1)
+    method, x = DSGD.theoretical(f_D, sampling), np.array([1.0, 2 / 3])
+    sigma = np.mean(np.sum((A * x - b) ** 2, axis=1))
+    gap = -5 / 6 + 5 / 3
+    assert np.isclose(method.gamma, 1 / (2 * 4 * 4))
+    assert np.isclose(method.bound(f_D, f_D.x_star, 5), 2 * method.gamma * 4 / 4 * (2 * 4 * gap + sigma))
+
+
+def listed_noise(f_D):
+    """E ||G(x_D*)||^2 of workers that are independent: the square of the mean, and the variances over n^2."""
+    x, sketch, total = f_D.x_star, f_D.sketch, 0.0
+    for i in range(f_D.n):
+        masks = [np.isin(np.arange(f_D.d), kept) * sketch.scale(f_D.d) for kept in sketch.pool(f_D.d)]
+        rows = np.array([s * f_D.base.gradient(i, s * x) for s in masks])
+        total += squares(rows - rows.mean(axis=0))
+    return total / f_D.n**2
+
+
+def test_theorem_1_is_that_computed_by_hand():
+    # diag(1, 4), b = (1, 4): x* = (1, 1), f* = -5/2; Rand-1: x_D* = x*/2
+    f_D = Sketched(compress.Quadratic([[1.0, 4.0]], [[1.0, 4.0]]), compress.RandK(1))
+    np.testing.assert_allclose(f_D.minimum_bounds(), (-2.5 + 1 / 2 * 1 / 2, -2.5 + 4 / 2 * 2))
+    f_D = Sketched(f_D.base, compress.RandK(1), v=[1.0, 0.0])  # x_D* = (1, 1/2)
+    np.testing.assert_allclose(f_D.minimum_bounds(), (-2.5 + 1 / 2 * 1 / 4, -2.5 + 4 / 2 * 1))
+
+
+SMALL = {
+    "cyclic, one worker": lambda: Sketched(small(1), Cyclic(S1), V[:4]),
+    "cyclic, two workers": lambda: Sketched(small(2), Cyclic(S1)),
+    "Perm-K": lambda: Sketched(small(2), compress.PermK(2, WIRE), V[:4]),
+    "spheres": lambda: Sketched(spheres(1, 4), S1),
+}
+
+
+def small(n, d=4):
+    rng = np.random.default_rng(6)
+    roots = rng.standard_normal((n, d, d))
+    return compress.Quadratic(roots @ roots.transpose(0, 2, 1) + 0.2 * np.eye(d), rng.standard_normal((n, d)))
+
+
+def states(problem, count=6):
+    """Pairs of points, either of which may be x*."""
+    x = problem.x_star + np.random.default_rng(8).standard_normal((count, 2, problem.d))
+    x[-1, 0] = x[-2, 1] = problem.x_star
+    return x
+
+
+def rate(method, problem):
+    after, before = method.bound(problem, np.ones(problem.d), np.array([1, 0]))
+    return after / before
+
+
+@pytest.mark.parametrize("p", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
+def test_the_lyapunov_function_of_l_svrdsg_falls_in_expectation(make, p):
+    f_D = make()
+    method = LSVRDSG.theoretical(f_D, p)
+    star, gamma, contraction = drawn(f_D, f_D.x_star), method.gamma, rate(method, f_D)
+    for x, w in states(f_D):
+        Gx, Gw, full = drawn(f_D, x), drawn(f_D, w), f_D.full_gradient(w)
+        before = np.sum((x - f_D.x_star) ** 2) + 4 * gamma**2 / p * squares(Gw - star)
+        moved = squares(x - gamma * (Gx - Gw + full) - f_D.x_star)
+        after = moved + 4 * gamma**2 / p * (p * squares(Gx - star) + (1 - p) * squares(Gw - star))
+        assert after <= contraction * before
+        whole = np.sum((x - f_D.x_star) ** 2) + 4 * gamma**2 / p * squares(Gx - star)  # of w^0 = x^0
+        assert whole <= method.bound(f_D, x, 0) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("p", [1e-3, 0.05, 0.3, 0.99])
+@pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
+def test_the_lyapunov_function_of_s_page_falls_in_expectation(make, p):
+    f_D = make()
+    method = SPAGE.theoretical(f_D, p)
+    gamma, least, contraction = method.gamma, f_D.value(f_D.x_star), rate(method, f_D)
+    weight = gamma / (2 * (p - gamma * f_D.mu))
+    assert weight > 0
+    for x, h in states(f_D):
+        h = f_D.full_gradient(h)
+        new = x - gamma * h
+        errors = h + drawn(f_D, new) - drawn(f_D, x) - f_D.full_gradient(new)
+        before = f_D.value(x) - least + weight * np.sum((h - f_D.full_gradient(x)) ** 2)
+        after = f_D.value(new) - least + weight * (1 - p) * squares(errors)
+        assert after <= contraction * before + 1e-14
+
+
 def test_nothing_is_claimed_where_no_theorem_says_it():
     flat = Sketched(compress.Logistic(ROWS, LABELS, lam=0, workers=N), SKETCHES["cyclic"])
     for method in methods(flat):
@@ -378,13 +567,23 @@ def test_nothing_is_claimed_where_no_theorem_says_it():
         with pytest.warns(UserWarning, match="no convergence is proven: .* needs convex components"):
             (DSGD(1e-3) if cls is DSGD else LSVRDSG(1e-3, 0.5)).init(indefinite, compress.Local(2), np.ones(2))
     assert SPAGE.theoretical(indefinite).gamma > 0  # which asks for smooth ones alone
+    smooth = Plain(quadratic())
+    smooth.L, smooth.L_i = quadratic().L, quadratic().L_i
+    unknown = Sketched(smooth, SKETCHES["cyclic"])  # its mu is not known, and counts as zero
+    S2 = (12 / 5) ** 3 * np.mean(smooth.L_i**2) / N
+    assert np.isclose(SPAGE.theoretical(unknown, 0.2).gamma, 1 / (12 / 5 * 5 + 2 * np.sqrt(S2)))
     with pytest.raises(TypeError, match=r"a Problem with a loss f, got BilinearGame"):
         Sketched(BilinearGame([[[2.0]]]), compress.RandK(1))
-    for cls in (DSGD, LSVRDSG, SPAGE):
-        with pytest.raises(ValueError, match="has sets for 3 workers, not for 4"):
-            cls.theoretical(Sketched(quadratic(), compress.PermK(3)))
-    with pytest.raises(ValueError, match="has sets for 3 workers, not for 4"):
-        DSGD(1e-3).init(Sketched(logistic(), compress.PermK(3)), compress.Local(N), np.ones(D))
+    unknown, name = Sketched(logistic(), SKETCHES["Rand-K"]), "value and gradient of f_D are known where f is a Quad"
+    for cls in (LSVRDSG, SPAGE):
+        with pytest.raises(NotImplementedError, match=name):
+            cls.theoretical(unknown)
+        for call in (lambda m: m.limits(unknown), lambda m: m.init(unknown, compress.Local(N), np.ones(D))):
+            with pytest.raises(NotImplementedError, match=name):
+                call(cls(1e-3, 0.5))
+    for remedy in ("as those of Cyclic", "give run.. an error=, a function of the iterate"):
+        with pytest.raises(ValueError, match=remedy):
+            compress.run(DSGD(1e-3), unknown, compress.Local(N), np.ones(D), steps=3)
 
 
 def gap(x):
@@ -428,6 +627,20 @@ def test_bad_input_is_named():
             methods(f_D)[[DSGD, LSVRDSG, SPAGE].index(cls)].init(base, compress.Local(N), np.ones(D))
     with pytest.raises(ValueError, match=r"v must be a finite vector of 12, got shape \(3,\)"):
         Sketched(base, SKETCHES["Rand-K"], np.ones(3))
+    with pytest.raises(ValueError, match="has sets for 3 workers, not for 4"):
+        Sketched(base, compress.PermK(3))
+    with pytest.raises(ValueError, match="has no sets of 12 coordinates: k = 13 of a vector of 12"):
+        Sketched(base, compress.RandK(13))
+    with pytest.raises(TypeError, match="is sketched already: give the f that it is of"):
+        Sketched(f_D, SKETCHES["Rand-K"])
+    for p, error, message in (
+        (0, ValueError, r"lie in \(0, 1\], got 0"),
+        (2, ValueError, "got 2"),
+        ("x", TypeError, "be a number, got 'x'"),
+    ):
+        for cls in (LSVRDSG, SPAGE):
+            with pytest.raises(error, match=f"{cls.__name__}: p must .*{message}"):
+                cls.theoretical(f_D, p=p)
     with pytest.raises(ValueError, match="has a regularizer"):
         Sketched(compress.Ridge(ROWS, LABELS, lam=0.1, regularizer=compress.L1(0.1)), SKETCHES["Rand-K"])
     with pytest.raises(NotImplementedError, match="where sketches can be listed, as those of Cyclic"):

@@ -365,6 +365,23 @@ def test_what_has_no_minimiser_says_how_far_it_came():
 # Construction
 
 
+def test_a_ridge_is_a_quadratic_but_for_a_constant(monkeypatch):
+    ridge, x = Ridge(A, TARGETS, lam=0.1, parts=PARTS, regularizer=L1(0.1)), np.linspace(-1, 2, D)
+    problem = Quadratic.of(ridge)
+    assert Quadratic.of(problem) is problem and problem.regularizer is ridge.regularizer
+    for i in range(ridge.n):
+        np.testing.assert_allclose(problem.gradient(i, x), ridge.gradient(i, x), rtol=1e-12, atol=1e-12)
+    assert np.isclose(problem.value(x) - problem.value(-x), ridge.value(x) - ridge.value(-x), rtol=1e-12)
+    np.testing.assert_allclose(problem.x_star, ridge.x_star, rtol=1e-11)
+    np.testing.assert_allclose(problem.L_i, ridge.L_i, rtol=1e-12)
+    assert (problem.mu, problem.L) == (ridge.mu, ridge.L)
+    with pytest.raises(TypeError, match="a Quadratic or a Ridge is quadratic, got Logistic"):
+        Quadratic.of(Logistic(A, SIGNS, lam=0.1))
+    monkeypatch.setattr(compress.problems, "_LARGEST", len(PARTS) * D * D - 1)
+    with pytest.raises(ValueError, match=r"Ridge.* has Hessians of 4 x 5 x 5 numbers, more than 99"):
+        Quadratic.of(ridge)
+
+
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (1, 30), (3, 1), (3, 8), (10, 40)])
 def test_random_quadratics(n, d):
     mu, L = (0.5, 0.5) if d == 1 else (1e-4, 20.0)
@@ -457,7 +474,7 @@ def test_bad_vectors(dense):
             with pytest.raises(ValueError, match=f"the problem has {D}"):
                 call(wrong)
         for wrong in (0.0, np.float64(0), [0.0] * D, np.zeros(D, int), np.zeros(D, np.float16), np.zeros(D, complex)):
-            with pytest.raises(TypeError, match="x must be an array of float32 or float64"):
+            with pytest.raises(TypeError, match="x must be a NumPy array of float32 or float64"):
                 call(wrong)
     for call in calls[1:]:
         for out in (x, np.zeros(D + 1), np.zeros(D, np.float32), [0.0] * D):

@@ -69,22 +69,46 @@ def test_perm_k_pairs_agree_with_every_permutation():
     np.testing.assert_allclose(Sketch(compress.PermK(n)).joint(d), both, rtol=1e-12)
 
 
+def test_scales_are_part_of_what_a_sketch_is():
+    plain, scaled = Sketch(compress.PermK(3)), SKETCHES["scaled Perm-K"]
+    others = [
+        plain,
+        scaled,
+        Sketch(compress.PermK(3), SCALES[0]),
+        Sketch(compress.PermK(3), SCALES[:1]),
+        Sketch(compress.PermK(3), SCALES + 1),
+        Sketch(compress.PermK(4), SCALES),
+        Sketch(compress.RandK(3)),
+        Cyclic(compress.RandK(3)),
+    ]
+    assert len(set(others)) == len(others) == len({repr(sketch) for sketch in others})
+    same = Sketch(compress.PermK(3), SCALES.copy())
+    assert same == scaled and hash(same) == hash(scaled) and repr(same) == repr(scaled) and scaled != 3
+    assert repr(plain) == "Sketch(sets=PermK(n=3, wire='float32'))"
+    assert repr(Sketch(compress.PermK(3), np.ones(7))).endswith("wire='float32'), scales=(7,), crc32=9cc989cc)")
+
+
 def test_bad_input_is_named():
     with pytest.raises(TypeError, match=r"sets must be RandK, PermK, Bernoulli or another sparsifier, got TopK"):
         Sketch(compress.TopK(3))
-    with pytest.raises(ValueError, match=r"finite and positive; got \(3,\), 2 are not"):
+    with pytest.raises(ValueError, match="scales must be finite and positive, 2 of 3 are not"):
         Sketch(compress.PermK(3), [1.0, 0.0, np.nan])
-    with pytest.raises(ValueError, match=r"scales must be \(d,\) or \(n, d\)"):
-        Sketch(compress.PermK(3), np.ones((2, 2, 2)))
+    for scales, shape in ((np.ones((2, 2, 2)), r"\(2, 2, 2\)"), (1.0, r"\(\)")):
+        with pytest.raises(ValueError, match=rf"scales must be \(d,\) or \(n, d\), got shape {shape}"):
+            Sketch(compress.PermK(3), scales)
     with pytest.raises(ValueError, match=r"scales are \(3, 7\), asked for worker 3 and 7 coordinates"):
         SKETCHES["scaled Perm-K"].scale(7, 3)
     with pytest.raises(ValueError, match="asked for worker 0 and 8 coordinates"):
         SKETCHES["scaled Perm-K"].L_D(8)
     with pytest.raises(ValueError, match="scales are those of 3 workers, not of 2"):
-        SKETCHES["scaled Perm-K"].check_workers(2)
+        SKETCHES["scaled Perm-K"].check(2, 7)
+    with pytest.raises(ValueError, match="scales are those of 7 coordinates, not of 8"):
+        SKETCHES["scaled Perm-K"].check(3, 8)
+    with pytest.raises(ValueError, match=r"Sketch\(.*k=3.*\) has no sets of 2 coordinates: k = 3 of a vector of 2"):
+        SKETCHES["Rand-K"].check(1, 2)
     with pytest.raises(ValueError, match=r"PermK\(n=3, .*\) has sets for 3 workers, not for 4"):
-        SKETCHES["Perm-K, n does not divide d"].check_workers(4)
-    SKETCHES["Perm-K, more workers than coordinates"].check_workers(7)
+        SKETCHES["Perm-K, n does not divide d"].check(4, 7)
+    SKETCHES["Perm-K, more workers than coordinates"].check(7, 7)
     with pytest.raises(TypeError, match="Cyclic shifts the set of a RandK"):
         Cyclic(compress.PermK(3))
     with pytest.raises(TypeError, match="with scales"):

@@ -9,7 +9,8 @@ Quadratics: n nodes, d = 10, f_i(x) = x'Ax/2 - b_i'x, A with eigenvalues from mu
 a log scale, b_i ~ N(0, I): all nodes are as badly conditioned as their mean, or else primal methods would see a better
 kappa than dual ones. Logistic: A ~ N(0, I), labels from a hidden x, 50 rows a node, lam for the kappa that is wanted.
 Networks: ring and star in turn (20 nodes), 50 random geometric graphs (20 nodes, radius 0.4), and the adversarial one:
-two rings in random orders and a star, each held for 5 rounds (10 nodes). Peers are the dense NumPy below.
+two rings in random orders and a star, each held for 5 rounds (10 nodes). Peers are the dense NumPy below. Dual
+gradient descent has its theoretical step mu unless it is said to be tuned.
 """
 
 import math
@@ -30,8 +31,10 @@ from . import Check, report
 KAPPAS = (10, 1e2, 1e3, 1e4)
 TARGET = 1e-8
 MOST = 60_000
+TUNED_MOST = 20_000  # for every value that a method is tuned over
 STEPS = (4, 2, 1, 0.5, 0.25, 0.12, 0.06, 0.03)  # over 1/L, that primal peers are tuned over
 CONSTANTS = (7, 4, 2, 1, 0.5, 0.25, 0.125)  # c, that ADOM is tuned over
+DUAL_STEPS = (1.9, 1.5, 1)  # over mu, that dual gradient descent is tuned over
 
 
 class Setup:
@@ -114,13 +117,13 @@ def box(setup, c=7.0, memory=True):
         z_f = z_g - theta * (setup.W(k) @ g)
 
 
-def dual_descent(setup):
-    """z <- z - mu W grad F*(z)."""
+def dual_descent(setup, a=1.0):
+    """z <- z - a mu W grad F*(z): F* is 1/mu-smooth, so that a = 1 is what theory says."""
     z = setup.zeros()
     for k in range(10**9):
         g = setup.dual(z)
         yield g
-        z = z - setup.mu * (setup.W(k) @ g)
+        z = z - a * setup.mu * (setup.W(k) @ g)
 
 
 def naive(setup):
@@ -216,7 +219,7 @@ def of_L(method):
     return lambda setup, a: method(setup, a / setup.L)
 
 
-def tuned(setup, method, values, most=10_000):
+def tuned(setup, method, values, most=TUNED_MOST):
     """(fewest rounds, the value they are with)."""
     best = (math.inf, None)
     for value in values:
@@ -275,7 +278,7 @@ def cells(nets):
             off = max(off, rest)
             first = float(np.sum((setup.dual(setup.zeros()) - setup.star) ** 2))
             bound = method.bound(setup.problem, np.zeros(setup.problem.d), np.arange(1, len(curve) + 1))
-            under = max(under, float(np.max(curve * first / bound)))
+            under = max(under, float(np.max(curve * first / network.n / bound)))
     ratios = {name: rounds(found[name, 1e4]) / rounds(found[name, 1e2]) for name in nets}
     steep = {}
     for label, curve in {
@@ -297,7 +300,7 @@ def cells(nets):
         ),
         Check(
             "Rounds grow at most as sqrt(kappa): kappa = 1e4 takes at most 10.5 x those of 1e2; on ring/star ADOM's "
-            "slope falls by less from 1e2 to 1e4 than half as much as that of dual gradient descent",
+            "slope falls by less from 1e2 to 1e4 than half as much as that of dual gradient descent, with its step mu",
             f"rounds {listed(ratios, '.1f')} x; slopes {listed(steep, '.1f')} x",
             max(ratios.values()) <= 10.5 and steep["ADOM"] < steep["dual GD"] / 2,
         ),
@@ -313,13 +316,14 @@ def against_descent(nets, found):
     table, ok = [], True
     for name, bar in (("ring/star", 0.65), ("adversarial", 0.4)):
         setup = Setup.quadratic(1e3, nets[name])
-        descent = rounds(errors(setup, dual_descent(setup)))
+        descent, (best, a) = rounds(errors(setup, dual_descent(setup))), tuned(setup, dual_descent, DUAL_STEPS)
         theory, faster = rounds(found[name, 1e3]), rounds(errors(setup, steps(setup, setup.adom(2))))
-        ok &= theory <= bar * descent and faster <= 0.35 * descent
-        table.append(f"{name}: {theory:,}, c = 2 {faster:,}, dual GD {descent:,}")
+        ok &= theory <= bar * descent and faster <= 0.45 * best
+        table.append(f"{name}: {theory:,}, c = 2 {faster:,}, dual GD {descent:,}, step {a:g} mu {best:,}")
     return Check(
-        "At kappa = 1e3 ADOM takes at most 0.65 x the rounds of dual gradient descent on ring/star, 0.4 x on the "
-        "adversarial network, and 0.35 x on both with c = 2 in place of 7",
+        "At kappa = 1e3 ADOM takes at most 0.65 x the rounds of dual gradient descent on ring/star and 0.4 x on the "
+        "adversarial network, both with their theoretical steps; with c = 2 in place of 7 at most 0.45 x those of "
+        "tuned dual gradient descent",
         "; ".join(table),
         ok,
     )
@@ -332,7 +336,8 @@ def small_kappa(nets, found):
         setup = ring_star(nets, kappa)
         measured[kappa] = rounds(found["ring/star", kappa]), rounds(errors(setup, dual_descent(setup)))
     return Check(
-        "With the constants of the proof ADOM loses to dual gradient descent at kappa = 10 and wins at 1e3 (ring/star)",
+        "With the constants of their proofs ADOM loses to dual gradient descent at kappa = 10 and wins at 1e3 "
+        "(ring/star)",
         "; ".join(f"kappa {kappa:g}: {a:,} and {b:,}" for kappa, (a, b) in measured.items()),
         measured[10][0] > measured[10][1] and measured[1e3][0] < measured[1e3][1],
     )
@@ -382,20 +387,21 @@ def inexact(nets):
 
 
 def logistic_peers():
-    """9. Logistic regression, primal peers tuned"""
+    """9. Logistic regression, everything tuned"""
     table, ok = [], True
     for kappa in (10, 1e2):
         setup = Setup.logistic(kappa, Network.ring_star(10))
-        found = {"ADOM": rounds(errors(setup, steps(setup, setup.adom(1)), 15_000))}
-        found["dual GD"] = rounds(errors(setup, dual_descent(setup), 15_000))
+        found = {"ADOM": tuned(setup, box, (1, 0.5, 0.25), 3000)[0]}
+        found["dual GD"] = tuned(setup, dual_descent, DUAL_STEPS, 3000)[0]
         for name, method in {"DIGing": diging, "Acc-GT": acc_gt}.items():
             found[name] = tuned(setup, of_L(method), STEPS[2:6], 3000)[0]
-        ok &= max(found["DIGing"], found["Acc-GT"]) < found["ADOM"] < found["dual GD"]
+        ok &= max(found["DIGing"], found["Acc-GT"]) < found["ADOM"]
+        ok &= (found["dual GD"] < found["ADOM"]) == (kappa == 10)
         table.append(f"kappa {kappa:g}: {listed(found)}")
     return Check(
-        "Not confirmed, that ADOM is ahead of every peer: on logistic regression, nodes with data of one law, tuned "
-        "primal peers take fewer rounds than ADOM with c = 1, and that fewer than dual gradient descent (ring/star, 10 "
-        "nodes)",
+        "Not confirmed, that ADOM is ahead of every peer: on logistic regression, nodes with data of one law, "
+        "and all of them tuned, primal peers take fewer rounds, and dual gradient descent too at kappa = 10 if not at "
+        "1e2 (ring/star, 10 nodes)",
         "; ".join(table),
         ok,
     )
@@ -406,9 +412,9 @@ def comparison(nets, screen):
     from rich import box as boxes
     from rich.table import Table
 
-    title = "Rounds to 1e-8, quadratics; tuned: c of ADOM, step sizes of Acc-GT and DIGing, within 10,000 (- none)"
+    title = f"Rounds to 1e-8, quadratics; all but the first tuned, of values that take at most {TUNED_MOST:,} (- none)"
     table = Table(title=title, box=boxes.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for column in ("network", "kappa", "ADOM, theory", "ADOM, tuned", "dual GD", "Acc-GT, tuned", "DIGing, tuned"):
+    for column in ("network", "kappa", "ADOM, theory", "ADOM", "dual GD", "Acc-GT", "DIGing"):
         table.add_column(column, justify="left" if column == "network" else "right")
     static = Network([Graph(ring(np.arange(20)))])
     rows = [(name, nets[name], kappa) for name in ("ring/star", "geometric") for kappa in KAPPAS[1:]]
@@ -416,12 +422,10 @@ def comparison(nets, screen):
     for name, network, kappa in [*rows, ("static ring", static, 1e3)]:
         setup = Setup.quadratic(kappa, network)
         theory = rounds(errors(setup, box(setup)))
-        ours, c = tuned(setup, box, CONSTANTS, 20_000)
-        descent = rounds(errors(setup, dual_descent(setup)))
-        peers = [tuned(setup, of_L(m), STEPS) for m in (acc_gt, diging)]
-        found[name, kappa] = ours, descent, peers[0][0], peers[1][0]
-        shown = [theory, ours, descent, *(count for count, _ in peers)]
-        cells = [f"{value:,}" if value < math.inf else "-" for value in shown]
+        ours, c = tuned(setup, box, CONSTANTS)
+        peers = tuned(setup, dual_descent, DUAL_STEPS), *(tuned(setup, of_L(m), STEPS) for m in (acc_gt, diging))
+        found[name, kappa] = ours, *(count for count, _ in peers)
+        cells = [f"{value:,}" if value < math.inf else "-" for value in (theory, *found[name, kappa])]
         cells[1] += f" (c = {c:g})"
         table.add_row(name, f"{kappa:g}", *cells)
     screen.print(table)
@@ -430,8 +434,8 @@ def comparison(nets, screen):
     last = found["geometric", 1e4]
     return [
         Check(
-            "Tuned, ADOM takes fewer rounds than dual gradient descent and tuned DIGing in every cell of the table "
-            "with kappa >= 1e3; on geometric graphs at 1e4 ADOM < Acc-GT < dual gradient descent",
+            "With all of them tuned, ADOM takes fewer rounds than dual gradient descent and DIGing in every cell of "
+            "the table with kappa >= 1e3; on geometric graphs at 1e4 ADOM < Acc-GT < dual gradient descent",
             f"{len(hard)} cells, dual GD over ADOM {min(row[1] / row[0] for row in hard.values()):.1f} x and more; "
             f"geometric, 1e4: {last[0]:,}, {last[2]:,}, {last[1]:,}",
             all(row[0] < row[1] and row[0] < row[3] for row in hard.values()) and last[0] < last[2] < last[1],
@@ -553,7 +557,8 @@ def as_in_the_paper():
         table.append(f"kappa {kappa:g}: {len(found) - 1:,}, slope {-rate / method.tau:.1f} tau, dual GD {descent:,}")
     return Check(
         f"At the size of the paper (logistic, 100 nodes with 100 rows, 50 geometric graphs, chi = {network.chi:.0f}, "
-        "5 gradient steps an oracle) ADOM goes to 1e-6 at least as fast as promised; beside it dual gradient descent",
+        "5 gradient steps an oracle) ADOM goes to 1e-6 at least as fast as promised; beside it dual gradient descent "
+        "with its theoretical step",
         "; ".join(table),
         ok,
     )
@@ -579,7 +584,7 @@ def figure(found, nets, wild, gossip, path):
         axes[1, 0].set_title(r"Adversarial, $\kappa$ = 1e3", fontsize=8)
         setup = Setup.quadratic(1e3, nets["ring/star"])
         beside = {"ADOM": found["ring/star", 1e3], "ADOM, c = 2": errors(setup, box(setup, 2))}
-        beside["dual GD"] = errors(setup, dual_descent(setup), 30_000)
+        beside["dual GD, 1.9 mu"] = errors(setup, dual_descent(setup, 1.9), 30_000)
         beside["Acc-GT, tuned"] = errors(setup, acc_gt(setup, tuned(setup, of_L(acc_gt), STEPS)[1] / setup.L))
         for (name, curve), colour in zip(beside.items(), COLOURS, strict=False):
             axes[1, 1].plot(curve, color=colour, label=name)

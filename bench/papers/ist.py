@@ -12,7 +12,6 @@ their incoming weights, biases and outgoing weights are all that it is sent and 
 
 import math
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -257,7 +256,6 @@ def growth():
 WIDTH = 64 + 1 + 10  # of a hidden unit: incoming weights, bias, outgoing weights
 
 
-@dataclass(frozen=True)
 class Units(Sketch):
     """Hidden units, whole, in place of coordinates; kept weights are as they are, so that a part is a network."""
 

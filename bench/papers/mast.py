@@ -1,4 +1,4 @@
-"""Demidovich, Malinovsky, Shulgin, Richtarik: MAST: Model-Agnostic Sparsified Training (ICLR 2025). Nine statements,
+"""Demidovich, Malinovsky, Shulgin, Richtarik: MAST: Model-Agnostic Sparsified Training (ICLR 2025). Eleven statements,
 each with the figure measured here by the steps of compress.optimizers.mast.
 
 Statements about f_D: logistic regression, m = 300 rows N(0, I), d = 40, labels of a random plane with noise, lam such
@@ -66,7 +66,7 @@ def descent(problems):
     slopes, worst, curves = {}, {}, {}
     for K, f_D in problems.items():
         method = DSGD.theoretical(f_D)
-        floor = 2 * method.gamma * f_D.A * (f_D.value(f_D.x_star) - f_D.infimum) / f_D.mu
+        floor = float(method.bound(f_D, f_D.x_star, 0))
         proven = math.log(1 - method.gamma * f_D.mu)
         x0, steps = f_D.x_star + math.sqrt(1e4 * floor / D), math.ceil(math.log(1e3) / -proven)
         mean = np.mean([errors(method, f_D, steps, seed, x0) for seed in range(RUNS)], axis=0)
@@ -89,12 +89,11 @@ def floors(problems):
     told, good, exponents = [], True, []
     for K, f_D in problems.items():
         limit, measured = DSGD.theoretical(f_D).gamma, {}
-        gap = f_D.value(f_D.x_star) - f_D.infimum
         for share in (1.0, 0.3, 0.1):
             gamma = share * limit
             steps = math.ceil(10 / (gamma * f_D.mu))
             measured[share] = errors(DSGD(gamma), f_D, steps, x0=f_D.x_star)[steps // 5 :].mean()
-        of_gap, of_noise = 2 * limit * f_D.A * gap / f_D.mu, limit / 2 * 2 * f_D.noise / f_D.mu
+        of_gap, of_noise = (float(DSGD(gamma).bound(f_D, f_D.x_star, 0)) for gamma in (limit, limit / 2))
         half = errors(DSGD(limit / 2), f_D, math.ceil(20 / (limit * f_D.mu)), x0=f_D.x_star)[100:].mean()
         good &= measured[1.0] < of_gap and half < of_noise
         exponents.append(np.polyfit(np.log(list(measured)), np.log(list(measured.values())), 1)[0])
@@ -164,10 +163,10 @@ def largest(steps=400):
     proven = {K: 1 / Sketched(f, cyclic(K)).expected_smoothness * f.L for K in KS}
     return Check(
         "The proven gamma is (K/d)^2/L; the largest for which DSGD does not diverge (ridge, from far away, "
-        f"{steps} steps, a grid of 19%) is no less and falls no slower than K/d: exponent of K/d at least 1",
+        f"{steps} steps, a grid of 19%) is no less and scales like it, not like K/d: exponent of K/d 1.7 to 2.3",
         "; ".join(f"K = {K}: proven {proven[K]:.3f}/L, largest {found[K]:.2f}/L" for K in KS)
         + f"; exponent {exponent:.2f}",
-        exponent >= 1 and all(found[K] >= proven[K] for K in KS),
+        1.7 <= exponent <= 2.3 and all(found[K] >= proven[K] for K in KS),
     )
 
 
@@ -274,6 +273,7 @@ def pruning(steps):
         return float(np.median(row[which][kind]))
 
     gains = {at: median(row, "MAST") - median(row, "ERM") for at, row in tables.items()}
+    lost = {at: row["whole"][1] - row["whole"][0] for at, row in tables.items()}
     names = ("census", "digits")
 
     def told(name):
@@ -295,12 +295,26 @@ def pruning(steps):
     return tables, [
         Check(
             "Median test accuracy under random Rand-K pruning (ERM / ERM with tuned ridge / MAST): MAST's is above "
-            "ERM's for every q <= 0.5, and above or at most 0.2 points below for q = 0.7; its lead grows as q falls, "
-            "over all five; at q = 0.9 they are within a point",
+            "ERM's for every q <= 0.5; its lead grows as q falls, over all five; at q = 0.9 they are within a point",
             " | ".join(told(name) for name in names),
-            all(gains[name, 0.7] >= -0.002 and gains[name, q] > 0 for name in names for q in SHARES[2:])
+            all(gains[name, q] > 0 for name in names for q in SHARES[2:])
             and all(gains[name, q] < gains[name, r] for name in names for q, r in pairwise(SHARES))
             and all(abs(gains[name, 0.9]) <= 0.01 for name in names),
+        ),
+        Check(
+            "Not confirmed: that MAST's is above ERM's at q = 0.7 as well. On census it is a tie, within 0.2 points "
+            "either way; on digits it is above by more than that",
+            "; ".join(f"{name}: {100 * gains[name, 0.7]:+.2f} points" for name in names),
+            abs(gains["census", 0.7]) <= 0.002 < gains["digits", 0.7],
+        ),
+        Check(
+            "Unpruned, MAST is below ERM for every q it was trained for, the further the smaller q",
+            "; ".join(
+                f"{name}: " + ", ".join(f"q = {q}: {100 * lost[name, q]:+.1f}" for q in SHARES) + " points"
+                for name in names
+            ),
+            all(lost[name, q] < 0 for name in names for q in SHARES)
+            and all(lost[name, q] >= lost[name, r] for name in names for q, r in pairwise(SHARES)),
         ),
         Check(
             "That lead is what a ridge gives too: ERM with a tuned one is within a point of MAST at every q; and in "

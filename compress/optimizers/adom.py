@@ -32,9 +32,9 @@ import numpy as np
 from ..combine import Scaled
 from ..compressor import Compressor, Identity, positive_int, settle
 from ..graphs import Network
-from ..problems import Quadratic, Ridge
+from ..problems import Problem, Quadratic, Ridge
 from ..sparsify import RandK
-from .method import Method, checked
+from .method import Method, _dependent, checked, parameter
 
 
 class ADOMState(NamedTuple):
@@ -69,14 +69,17 @@ class ADOM(Method):
     network: who talks to whom, round by round. eta, theta, alpha: as above.
     local_steps: None where dual gradients are exact: quadratics by an inverse that is made once, others by Newton's
         method from the last x_i. Otherwise so many gradient steps from there, of 2/(L_i + mu_i): nothing is proven of
-        them, and `limits` are those of exact ones.
+        them, and `theoretical` gives the step sizes of exact ones.
     rounds: gossip rounds a step. W v is then what all of them take off v, q = 1 - (1 - 1/chi)^(2 rounds): for rounds =
         ceil(chi log 2) dual gradients are the O(sqrt(kappa) log(1/eps)) that is optimal, at as many rounds as before.
     compressor: of the messages. Scaled(RandK(...)), in which all nodes draw the same K of the 2 d coordinates, is a
         projection that commutes with W, and adds nothing where neighbours agree: linear as before in expectation, with
-        K / (2 d) times q a round. Any other leaves a neighbourhood of x*, or diverges, and nothing is proven.
+        K / (2 d) times q a round. Of any other nothing is proven: measured, sparsifiers that keep half went to x*,
+        RandK diverged where it keeps a quarter, and dithering left a neighbourhood. Nodes encode with one key:
+        ValueError for PermK and Correlated, which must know the worker.
 
-    x of the state has a row for each node hosted here. `oracle` counts dual gradients, or the local steps they take.
+    x of the state has a row for each node hosted here, the error of a run is the mean over nodes, and x of its trace
+    the mean of the nodes' x_i. `oracle` counts dual gradients, or the local steps they take.
 
     >>> import numpy as np, compress
     >>> A = np.random.default_rng(0).standard_normal((80, 5))
@@ -96,10 +99,11 @@ class ADOM(Method):
     compressor: Compressor = Identity()  # noqa: RUF009 (it is frozen)
 
     def __post_init__(self):
-        if not isinstance(self.network, Network):
-            raise TypeError(f"ADOM: network must be a Network, got {self.network!r}")
+        _check_network(self.network)
         if not isinstance(self.compressor, Compressor):
             raise TypeError(f"ADOM: compressor must be a Compressor, got {self.compressor!r}")
+        if _dependent(self.compressor):
+            raise ValueError(f"ADOM: all nodes encode with one key, and {self.compressor!r} must know the worker")
         checked(self, eta="step", theta="step", alpha="step")
         if self.local_steps is not None:
             settle(self, "local_steps", positive_int(self.local_steps, "local_steps"))
@@ -124,9 +128,10 @@ class ADOM(Method):
         compressor that no step size is proven with.
         """
         mu, L = _constants(problem)
-        if not c > 0:
-            raise ValueError(f"ADOM: c must be positive, got {c}")
-        delta = _delta(compressor, problem.d)
+        _check_network(network)
+        c, delta = parameter(cls, "c", c, "step"), _delta(compressor, problem.d)
+        if delta is None:
+            raise TypeError(f"ADOM: no step size is proven with {compressor!r}: give eta, theta and alpha")
         q = 1 - (1 - delta / network.chi) ** positive_int(rounds, "rounds")
         return cls(network, 2 * q * math.sqrt(mu * L) / c, mu, 1 / (2 * L), local_steps, rounds, compressor)
 
@@ -134,7 +139,11 @@ class ADOM(Method):
         """As of every method. That of eta is for the theta and alpha of this one, or their limits where those are less:
         a smaller theta allows less, a smaller alpha more."""
         mu, L = _constants(problem)
-        q = 1 - (1 - _delta(self.compressor, problem.d) * (1 - (1 - 1 / self.network.chi) ** 2)) ** self.rounds
+        if self.local_steps is not None:
+            raise ValueError(f"ADOM has a theorem for exact dual gradients, and local_steps = {self.local_steps}")
+        if (delta := _delta(self.compressor, problem.d)) is None:
+            raise ValueError(f"ADOM has no theorem for messages of {self.compressor!r}")
+        q = 1 - (1 - delta * (1 - (1 - 1 / self.network.chi) ** 2)) ** self.rounds
         theta, alpha = min(self.theta, mu), min(self.alpha, 1 / (2 * L))
         return {"eta": q * math.sqrt(2 * theta / alpha) / 7, "theta": mu, "alpha": 1 / (2 * L)}
 
@@ -144,25 +153,28 @@ class ADOM(Method):
         return self.eta * self.alpha
 
     def bound(self, problem, x0, k):
-        """What (E) sum_i ||x_i^k - x*||^2 is at most, for step numbers k.
+        """What (E) (1/n) sum_i ||x_i^k - x*||^2 is at most, for step numbers k.
 
-        Psi^0 / (2 mu^2) (1 - tau)^(k - 1), where F*(0) - F*(z*) = sum_i (f_i(x*) - min f_i) is at most
-        sum_i ||grad f_i(x*)||^2 / (2 mu). Raises ValueError where the theorem says nothing, for local_steps and for
-        parameters above `limits`, and TypeError for a compressor that no step size is proven with.
+        Psi^0 / (2 n mu^2) (1 - tau)^(k - 1), where F*(0) - F*(z*) = sum_i (f_i(x*) - min f_i) is at most
+        sum_i ||grad f_i(x*)||^2 / (2 mu). Raises ValueError where the theorem says nothing: where `limits` does, and
+        for parameters above them.
         """
         mu, L = _constants(problem)
-        within = all(getattr(self, name) <= limit * (1 + 1e-9) for name, limit in self.limits(problem).items())
-        if self.local_steps is not None or not within:
+        if not all(getattr(self, name) <= limit * (1 + 1e-9) for name, limit in self.limits(problem).items()):
             raise ValueError(f"no bound is proven for {self!r} with mu = {mu:.6g} and L = {L:.6g}")
-        k, h = np.asarray(k), np.sum(problem.gradients_star**2)
+        k, h = np.asarray(k), np.sum(problem.gradients_star**2) / problem.n
         psi = h * (1 + (1 - self.tau) / (self.alpha * mu))
-        start = problem.n * np.sum((np.asarray(x0, np.float64) - problem.x_star) ** 2)
+        start = np.sum((np.asarray(x0, np.float64) - problem.x_star) ** 2)
         return np.where(k == 0, start, psi / (2 * mu**2) * (1 - self.tau) ** (np.maximum(k, 1) - 1))
 
     def init(self, problem, comm, x0) -> ADOMState:
         if self.network.n != comm.n:
             raise ValueError(f"the network has {self.network.n} nodes, the communicator {comm.n} workers")
-        x = np.tile(self._start(problem, comm.n, x0), (len(comm.workers), 1))
+        x = self._start(problem, comm.n, x0)
+        if not isinstance(x, np.ndarray):
+            raise TypeError("ADOM runs on the CPU: x0 is a CuPy array, pass compress.asarray(x0)")
+        self.compressor.bits(2 * problem.d)  # refuses a size that does not suit it
+        x = np.tile(x, (len(comm.workers), 1))
         z, fast, memory = (np.zeros_like(x) for _ in range(3))
         return ADOMState(x, z, fast, memory, 0, 0, dual_oracle(problem, comm.workers, self.local_steps))
 
@@ -278,8 +290,15 @@ def _newton_step(hessian, residual, i):
     raise _flat(i)
 
 
+def _check_network(network):
+    if not isinstance(network, Network):
+        raise TypeError(f"ADOM: network must be a Network, such as Network([graph, ...]), got {network!r}")
+
+
 def _constants(problem):
     """(min_i mu_i, max_i L_i)."""
+    if not isinstance(problem, Problem):
+        raise TypeError(f"ADOM: problem must be a compress.Problem, or derived from it, got {problem!r}")
     mu, L = float(problem.mu_i.min()), problem.L_max
     if not mu > 0:
         raise ValueError(f"ADOM: every component must be strongly convex, component {problem.mu_i.argmin()} is not")
@@ -287,9 +306,9 @@ def _constants(problem):
 
 
 def _delta(compressor, d):
-    """The share of coordinates in a message, where the others are zero at all nodes; TypeError where that is not so."""
+    """The share of coordinates in a message, where the others are zero at all nodes; None where that is not so."""
     if isinstance(compressor, Identity):
         return 1.0
     if isinstance(compressor, Scaled) and isinstance(compressor.inner, RandK):
         return 1 - compressor.alpha(2 * d)
-    raise TypeError(f"ADOM: no step size is proven with {compressor!r}: give eta, theta and alpha")
+    return None

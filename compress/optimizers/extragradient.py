@@ -56,11 +56,12 @@ class Extragradient(Method):
         v a draw of the sampling,  F_v = (1/n) sum_i v_i F_i
         u = prox_{gamma R}(x - gamma F_v(x)),  x <- prox_{eta R}(x - eta F_v(u) + beta (x - x_previous))
 
-    Monotone F_i, gamma = eta, beta = 0, (eta L)^2 + eta mu < 1 for the roughest draw: linear to a neighbourhood of x*
-    whose size is that of the noise at x* alone,
-    E ||x^k - x*||^2 <= (1 - 2 eta mu/3)^k ||x^0 - x*||^2 + 3 eta sigma^2/(2 s mu), s = 1 - (eta L)^2 - eta mu;
-    at most the paper's 3 eta sigma^2/mu where eta <= 1/(2 L) and mu <= L/2. On bilinear games, mu = 0, linear to x*
-    for every eta < 1/L where the components have a common zero; where they have not, x stays at a distance that does
+    Of all F_v that can be drawn let L be the largest Lipschitz constant, m the largest constant of strong monotonicity,
+    mu max_v (1/n) sum_i v_i, and sigma^2 = E ||F_v(x*) - F(x*)||^2. Monotone F_i, gamma = eta, beta = 0,
+    s = 1 - (eta L)^2 - eta m > 0: linear to a neighbourhood of x* whose size is that of the noise at x* alone,
+    E ||x^k - x*||^2 <= (1 - 2 eta mu/3)^k ||x^0 - x*||^2 + 3 eta sigma^2/(2 s mu);
+    at most the paper's 3 eta sigma^2/mu where eta <= 1/(2 L) and m <= L/2. On bilinear games, mu = 0, linear to x* for
+    every eta < 1/L where the components have a common zero; where they have not, x stays at a distance that does
     not fall with eta, and the average of the u comes closer than x. For other monotone F_i with mu = 0, too, x is known
     to converge only where all draws have a solution in common.
 
@@ -72,8 +73,8 @@ class Extragradient(Method):
     games without bounds whatever its steps. average: whether x of the state, which `run` measures and returns, is the
     mean of all u so far in place of the last iterate.
 
-    Warns at `init` where a component is not known to be monotone, where mu = 0 and draws have no solution in common,
-    and for eta above the limit. Raises TypeError or ValueError for other parameters.
+    Warns at `init` where a component is not known to be monotone, where mu = 0 and draws have no solution in common or
+    samples are independent, and for eta above the limit. Raises TypeError or ValueError for other parameters.
 
     >>> import numpy as np
     >>> from compress import Local, SingleElement, run
@@ -104,13 +105,16 @@ class Extragradient(Method):
         if not -1 < self.beta < 1:
             raise ValueError(f"Extragradient: beta must lie in (-1, 1), got {self.beta}")
         settle(self, "beta", float(self.beta))
+        for name in ("same_sample", "average"):
+            if not isinstance(value := getattr(self, name), (bool, np.bool_)):
+                raise TypeError(f"Extragradient: {name} must be True or False, got {value!r}")
 
     @classmethod
     def theoretical(cls, problem: Operator, sampling: Sampling) -> Extragradient:
         """eta = 1/(2 L), the paper's, or 1/(sqrt(2) L), the best for bilinear games, where mu = 0.
 
         L is the largest Lipschitz constant of a draw. Raises ValueError where a component is not known to be monotone,
-        for L = 0, and where mu = 0 and x_star is not a solution for every draw.
+        for L = 0, where mu = 0 and x_star is not a solution for every draw, and for a sampling over other components.
         """
         L, mu = _covered(problem, sampling)
         return cls(sampling, 1 / (2 * L) if mu > 0 else 1 / (math.sqrt(2) * L))
@@ -119,10 +123,16 @@ class Extragradient(Method):
         """As of all methods; none for momentum, two step sizes, independent samples and averages, and for a problem
         that is no Operator."""
         _monotone(problem)
-        if not (self._proven and isinstance(problem, Operator)):
+        if not isinstance(problem, Operator):
             return {}
+        _over(self.sampling, problem)
+        if not (self.same_sample or problem.mu > 0 or _alike(self.sampling)):
+            raise ValueError(
+                "Extragradient: with independent samples and mu = 0 it diverges on bilinear games, whatever its steps: "
+                "same_sample=True does not"
+            )
         L, mu = _covered(problem, self.sampling)
-        return {"eta": 2 / (mu + math.sqrt(mu**2 + 4 * L**2))}
+        return {"eta": 2 / (mu + math.sqrt(mu**2 + 4 * L**2))} if self._proven else {}
 
     @property
     def _proven(self) -> bool:
@@ -139,7 +149,7 @@ class Extragradient(Method):
         slack = 1 - (self.eta * L) ** 2 - self.eta * mu
         if not (self._proven and problem.monotone and mu > 0 and slack > 0):
             raise ValueError(f"no bound is proven for {self!r} with mu = {problem.mu} and L = {L:.6g}")
-        distance = np.sum((np.asarray(x0, np.float64) - problem.x_star) ** 2)
+        distance = np.sum((np.asarray(x0, np.float64) - _solution(problem)) ** 2)
         noise = self.sampling.gradient_noise(problem.gradients_star)
         rate = (1 - 2 * self.eta * problem.mu / 3) ** np.asarray(k)
         return rate * distance + 3 * self.eta * noise / (2 * slack * problem.mu)
@@ -147,8 +157,7 @@ class Extragradient(Method):
     def init(self, problem, comm, x0) -> ExtragradientState:
         if comm.n != 1:
             raise ValueError(f"Extragradient sends nothing: it needs a communicator of one worker, got {comm.n}")
-        if self.sampling.n != problem.n:
-            raise ValueError(f"the sampling is over {self.sampling.n} components, the problem has {problem.n}")
+        _over(self.sampling, problem)
         x = self._start(problem, problem.n, x0)
         iterate, previous = (x.copy() if kept else None for kept in (self.average, self.beta))
         return ExtragradientState(x, 0, iterate, previous, 0, [zeros_like(x), zeros_like(x)])
@@ -194,15 +203,35 @@ def _covered(problem, sampling) -> tuple[float, float]:
     if mu > 0:
         return L, mu
     try:
-        h = problem.gradients_star
+        size, h = (L * np.linalg.norm(_solution(problem))) ** 2, problem.gradients_star
     except NotImplementedError:
+        if _alike(sampling):
+            return L, mu
         raise
     except RuntimeError as error:
         raise ValueError(f"Extragradient: its theorem needs a solution: {error}") from error
-    size = (L * np.linalg.norm(problem.x_star)) ** 2 + np.sum(h**2)
+    size += np.sum(h**2)
     if sampling.gradient_noise(h) > EPS * size:  # which is that of rounding
         raise ValueError(f"Extragradient: with mu = 0 it needs an x_star that every draw of {problem!r} has in common")
     return L, mu
+
+
+def _solution(problem) -> np.ndarray:
+    """x_star, of the right length."""
+    if (shape := np.shape(problem.x_star)) != (problem.d,):
+        raise ValueError(f"x_star has shape {shape}, {problem!r} has {problem.d} coordinates")
+    return problem.x_star
+
+
+def _over(sampling, problem) -> None:
+    if sampling.n != problem.n:
+        raise ValueError(f"the sampling is over {sampling.n} components, the problem has {problem.n}")
+
+
+def _alike(sampling) -> bool:
+    """Whether every draw is all of F: what is drawn of numbers without a pattern then has no noise."""
+    h = np.random.default_rng(0).standard_normal((sampling.n, 1))
+    return sampling.gradient_noise(h) <= 8 * EPS * np.mean(h**2)
 
 
 def _roughest(problem, sampling) -> tuple[float, float]:
@@ -212,6 +241,9 @@ def _roughest(problem, sampling) -> tuple[float, float]:
     """
     if not isinstance(problem, Operator):
         raise TypeError(f"Extragradient: constants are those of a compress.games.Operator, got {problem!r}")
+    if not isinstance(sampling, Sampling):
+        raise TypeError(f"Extragradient: sampling must be a Sampling, got {sampling!r}")
+    _over(sampling, problem)
     n, L_i = problem.n, problem.L_i
     match sampling:
         case SingleElement() | WithReplacement():

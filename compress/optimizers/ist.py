@@ -91,7 +91,8 @@ class IST(Method):
     With one local step, convex f_i and gamma <= 1/calL (`Sketched.expected_smoothness`): E ||x^k - x_infinity||^2 as
     `DSGD.bound` says, and E ||x^k - x*||^2 <= (its root + ||h||)^2. calL is 1 for `scaled_permutation`, and n for
     Perm-1 after `jacobi` where workers are alike, the paper's theta; there also E ||x^k - x*||_L^2 <=
-    (1 - gamma lambda_min)^k ||x^0 - x*||_L^2 where all b_i are 0. 2306.16484, theorems 1 and 2.
+    (1 - gamma lambda_min(L^-1/2 W L^-1/2))^k ||x^0 - x*||_L^2 where all b_i are 0, L = Abar, W = (L E B + E B L)/2.
+    2306.16484, theorems 1 and 2; B and Abar as in the notes of compress.optimizers.ist.
 
     sketch: a Sketch, or a sparsifier such as PermK(n).
 
@@ -115,17 +116,20 @@ class IST(Method):
     @classmethod
     def theoretical(cls, problem, sketch) -> IST:
         """gamma = 1/calL."""
+        return cls(sketch, cls._limit(problem, sketch))
+
+    @classmethod
+    def _limit(cls, problem, sketch):
         covered(cls, problem)
-        return cls(sketch, 1 / Sketched(problem, sketch).expected_smoothness)
+        return 1 / Sketched(problem, sketch).expected_smoothness
 
     def limits(self, problem):
         if self.local_steps > 1:
             raise ValueError(f"IST has a theorem for one local step, and local_steps = {self.local_steps}")
-        covered(type(self), problem)
-        return {"gamma": 1 / Sketched(problem, self.sketch).expected_smoothness}
+        return {"gamma": self._limit(problem, self.sketch)}
 
     def x_infinity(self, problem) -> np.ndarray:
-        """(d,): what the mean iterate goes to, for a Quadratic: (E B)^-1 E c, the minimiser of f_D."""
+        """(d,): what the mean iterate goes to, for a Quadratic or a Ridge: (E B)^-1 E c, the minimiser of f_D."""
         return Sketched(problem, self.sketch).x_star
 
     def bias(self, problem) -> np.ndarray:
@@ -141,7 +145,7 @@ class IST(Method):
         return (np.sqrt(noisy) + np.linalg.norm(self.bias(problem))) ** 2
 
     def init(self, problem, comm, x0) -> SketchedState:
-        Sketched(problem, self.sketch).sketch.check_workers(comm.n)
+        Sketched(problem, self.sketch)  # which refuses sketches that do not suit
         x = on_server(comm, self._start(problem, comm.n, x0))
         return SketchedState(x, 0, np.empty_like(x))
 
@@ -186,9 +190,9 @@ class ShiftedIST(Method):
         g = grad f(v) + (1/n) sum_i C_i (grad f_i(v + C_i (x - v)) - grad f_i(v)),  x+ = x - gamma g;
         with probability p  v+ = x+
 
-    x* is a fixed point, whatever the workers' data. For a Quadratic with convex f_i, let P = E B, of largest eigenvalue
-    L_P, and c > 0 the largest number with P - Abar >= c P (P >= Abar by Jensen's inequality, where E C_i = I). With
-    gamma <= min(1/(2 L_P), sqrt(p c / (4 L_P calL)))
+    x* is a fixed point, whatever the workers' data. For a Quadratic or a Ridge with convex f_i, let P = E B, of largest
+    eigenvalue L_P, and c > 0 the largest number with P - Abar >= c P (P >= Abar by Jensen's inequality, where
+    E C_i = I). With gamma <= min(1/(2 L_P), sqrt(p c / (4 L_P calL)))
 
         E ||x^k - x*||^2 <= (1 - rho)^k ||x^0 - x*||^2_Abar / mu,  rho = min(gamma mu / 2, p c mu / (8 L_P + 4 mu))
 
@@ -231,8 +235,10 @@ class ShiftedIST(Method):
     def _constants(cls, problem, sketch, p):
         """(the largest gamma, c, L_P)."""
         covered(cls, problem, strongly=True)
-        if not isinstance(problem, Quadratic):
-            raise ValueError(f"ShiftedIST: its theorem is about a Quadratic, got {problem!r}: give gamma")
+        try:
+            problem = Quadratic.of(problem)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"ShiftedIST: its theorem is about quadratics: {error}; give gamma") from None
         sketch.check_unbiased(problem.d, "ShiftedIST")
         f_D, zero = Sketched(problem, sketch), np.zeros(problem.d)
         A, P = (sum(f.hessian(i, zero) for i in range(f.n)) / f.n for f in (problem, f_D))
@@ -259,7 +265,7 @@ class ShiftedIST(Method):
         return (1 - rho) ** np.asarray(k) * 2 * gap / problem.mu
 
     def init(self, problem, comm, x0) -> ShiftedState:
-        Sketched(problem, self.sketch).sketch.check_workers(comm.n)
+        Sketched(problem, self.sketch)  # which refuses sketches that do not suit
         self.sketch.check_unbiased(problem.d, "ShiftedIST")
         x = on_server(comm, self._start(problem, comm.n, x0))
         full = np.empty_like(x)

@@ -8,9 +8,10 @@ A. f_D(x) = (1/n) sum_i E f_i(v + S_i (x - v)) is a problem, `Sketched`, of n co
    problem, so that errors are distances from its minimiser x_D*, not from that of f.
 B. There is a server, process 0, which alone has the iterate: x is empty on every other process. Worker i is sent the
    coordinates of v + S_i (x - v) that S_i keeps and answers with the same coordinates of grad f_i. It has their places
-   from the key. Where v is zero a step gives it no vector of d; where it is not, v is agreed on and frozen. What is
-   around steps costs more: `init` takes an x0 of d on every process, LSVRDSG and SPAGE send x in full when they take a
-   new gradient, and `run` has the iterate broadcast to every process for each row (uncounted, like all measuring).
+   from the key. Where v is zero a step of DSGD gives it no vector of d; where it is not, v is agreed on and frozen (a
+   v that follows x is that of `ShiftedIST`, in ist.py). What is around steps costs more: `init` takes an x0 of d on
+   every process, LSVRDSG and SPAGE send x in full when they take a new gradient, and `run` has the iterate broadcast
+   to every process for each row (uncounted, like all measuring).
 C. Let A = max_i L_i L_S^max. G(x) = (1/n) sum_i S_i grad f_i(v + S_i (x - v)) is unbiased for grad f_D, and
    E ||G(x) - G(y)||^2 <= 2 calL (f_D(x) - f_D(y) - grad f_D(y)'(x - y)) with calL = A by Jensen's inequality;
    L + A/n where sketches are independent over workers, L of f_D; A/n where their sets are disjoint, so that squares
@@ -19,8 +20,8 @@ C. Let A = max_i L_i L_S^max. G(x) = (1/n) sum_i S_i grad f_i(v + S_i (x - v)) i
    S^2 ||x - y||^2, S^2 = L_S^max L_D (1/n^2) sum_i L_i^2, of smooth f_i: squares of workers that are independent, or
    disjoint, add, ||S_i u||^2 <= L_S^max ||u||^2 for the difference u of gradients, and ||u||^2 <= L_i^2
    ||S_i (x - y)||^2, in expectation at most L_i^2 L_D ||x - y||^2.
-D. What f_D needs beyond one sketch (its value, gradient and minimiser) it has where f is a `Quadratic`, whose f_D is
-   one too, and where all sketches can be listed (`Cyclic`).
+D. What f_D needs beyond one sketch (its value, gradient and minimiser) it has where f is a `Quadratic`, or a `Ridge`
+   of no more than 1 GiB of Hessians, whose f_D is a Quadratic too, and where all sketches can be listed (`Cyclic`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from ..key import Key
 from ..problems import EPS, Logistic, Problem, Quadratic, Ridge
 from ..sampling import Sampling
 from ..sketches import Sketch
-from .method import Method, checked, coin, covered, generator
+from .method import Method, checked, coin, covered, generator, parameter
 
 
 class Sketched(Problem):
@@ -48,10 +49,11 @@ class Sketched(Problem):
     the shift, vector of d, such as a model that was trained before; zero where None.
 
     f_D is L_D L-smooth and mu_D mu-strongly convex, or where workers have scales of their own as the mean of its
-    components is; for a Quadratic L, mu and L_i are exact. Where f is convex and S unbiased, f_D >= f.
+    components is; for a Quadratic or a Ridge L, mu and L_i are exact. Where f is convex and S unbiased, f_D >= f.
 
-    Raises TypeError for an Operator, of which there is no f; ValueError for a problem with a regularizer and another v;
-    NotImplementedError for a value, gradient or minimiser where f is no Quadratic and the sketches cannot be listed.
+    Raises TypeError for an Operator, of which there is no f, and for what is sketched already; ValueError for a problem
+    with a regularizer, another v, and a sketch for other n or d; NotImplementedError for a value or gradient where f is
+    neither Quadratic nor Ridge (or its Hessians are too large) and the sketches cannot be listed.
 
     >>> import numpy as np, compress
     >>> f = compress.Quadratic.random(n=3, d=6, mu=1, L=10)
@@ -66,9 +68,12 @@ class Sketched(Problem):
     def __init__(self, problem, sketch, v=None):
         if isinstance(problem, Operator) or not isinstance(problem, Problem):
             raise TypeError(f"f_D is the mean loss of sketches, of a Problem with a loss f, got {problem!r}")
+        if isinstance(problem, Sketched):
+            raise TypeError(f"{problem!r} is sketched already: give the f that it is of")
         if problem.regularizer is not None:
             raise ValueError(f"{problem!r} has a regularizer, which sketches have no theorem for: put L2 terms into f")
         self.base, self.sketch, self.n, self.d = problem, Sketch.of(sketch), problem.n, problem.d
+        self.sketch.check(self.n, self.d)
         self.convex, self.shared = problem.convex, problem.shared
         if v is not None:
             v = np.array(v, np.float64)
@@ -84,20 +89,28 @@ class Sketched(Problem):
         return self.base, (self.sketch, self.v)
 
     @cached_property
+    def _quadratic_base(self) -> Quadratic | None:
+        try:
+            return Quadratic.of(self.base)
+        except (TypeError, ValueError):  # not quadratic, or too large
+            return None
+
+    @cached_property
     def _quadratic(self) -> Quadratic | None:
         """f_D of a Quadratic but for a constant: with z = x - v, f_i is z'(A_i o E ss')z/2 + (E S_i grad f_i(v))'z."""
-        if not isinstance(self.base, Quadratic):
+        f = self._quadratic_base
+        if f is None:
             return None
-        A, b, v = np.empty_like(self.base.A), np.empty_like(self.base.b), self._v
+        A, b, v = np.empty_like(f.A), np.empty_like(f.b), self._v
         for i in range(self.n):
             mean = self.sketch.mean(self.d, i)
             if A.ndim == 2:
-                A[i] = self.base.A[i] * mean * self.sketch.scale(self.d, i)
+                A[i] = f.A[i] * mean * self.sketch.scale(self.d, i)
                 b[i] = A[i] * v
             else:
-                A[i] = self.base.A[i] * self.sketch.second_moment(self.d, i)
+                A[i] = f.A[i] * self.sketch.second_moment(self.d, i)
                 b[i] = A[i] @ v
-            b[i] -= mean * self.base.gradient(i, v)
+            b[i] -= mean * f.gradient(i, v)
         return Quadratic(A, b)
 
     @property
@@ -109,9 +122,15 @@ class Sketched(Problem):
         pool = self.sketch.pool(self.d)
         if pool is None:
             raise NotImplementedError(
-                f"{self!r}: f_D is known where f is a Quadratic, and where sketches can be listed, as those of Cyclic"
+                f"{self!r}: the value and gradient of f_D are known where f is a Quadratic or a Ridge (of at most 2^27 "
+                "numbers in its Hessians), and where sketches can be listed, as those of Cyclic"
             )
         return pool
+
+    def check_known(self) -> None:
+        """NotImplementedError unless values and gradients of f_D are known."""
+        if self._quadratic is None:
+            _ = self._pool
 
     @property
     def evaluations(self) -> int:
@@ -153,42 +172,46 @@ class Sketched(Problem):
 
     @cached_property
     def L_i(self) -> np.ndarray:
-        """(n,): L_D L_i of f, exact for a Quadratic."""
+        """(n,): L_D L_i of f, exact for a Quadratic or a Ridge."""
         return self._quadratic.L_i if self._quadratic else self._of_workers(self.sketch.L_D) * self.base.L_i
 
     @cached_property
     def L(self) -> float:
-        """L_D L of f, or the mean of the L_i where workers have scales of their own; exact for a Quadratic."""
+        """L_D L of f, or the mean of the L_i where workers have scales of their own; exact as the L_i are."""
         if self._quadratic:
             return self._quadratic.L
         return float(np.mean(self.L_i)) if self.sketch.own_scales else self.sketch.L_D(self.d) * self.base.L
 
     @cached_property
     def mu(self) -> float:
-        """mu_D mu of f, or the mean of the mu_i where workers have scales of their own; exact for a Quadratic."""
+        """mu_D mu of f, or the mean of the mu_i where workers have scales of their own; exact as the mu_i are."""
         if self._quadratic:
             return self._quadratic.mu
         return float(np.mean(self.mu_i)) if self.sketch.own_scales else self.sketch.mu_D(self.d) * self.base.mu
 
     @cached_property
     def mu_i(self) -> np.ndarray:
-        """(n,): mu_D mu_i of f, exact for a Quadratic."""
+        """(n,): mu_D mu_i of f, exact for a Quadratic or a Ridge."""
         return self._quadratic.mu_i if self._quadratic else self._of_workers(self.sketch.mu_D) * self.base.mu_i
 
     def _of_workers(self, constant) -> np.ndarray:
         if not self.sketch.own_scales:
             return np.full(self.n, constant(self.d))
-        self.sketch.check_workers(self.n)
         return np.array([constant(self.d, i) for i in range(self.n)])
 
     @cached_property
     def x_star(self) -> np.ndarray:
         """(d,): x_D*, read-only. That of a Quadratic, or by Nesterov's method, as near as its rounding allows.
 
-        Raises ValueError where f is not strongly convex, RuntimeError where rounding keeps it from 1e-10 ||x_D*||.
+        Raises ValueError where gradients of f_D are not known and where f is not strongly convex, RuntimeError where
+        rounding keeps it from 1e-10 ||x_D*||.
         """
         if quadratic := self._quadratic:
             return quadratic.x_star
+        try:
+            self.check_known()
+        except NotImplementedError as error:
+            raise ValueError(f"no x_D*: {error}; or give run() an error=, a function of the iterate") from None
         L, mu = self.L, self.mu
         if not mu > 0:
             raise ValueError(f"{self!r} is not known to be strongly convex, mu is {mu}")
@@ -218,17 +241,18 @@ class Sketched(Problem):
 
     @cached_property
     def A(self) -> float:
-        """max_i L_i L_S^max; of a Quadratic, where sketches keep one coordinate, its diagonal in place of L_i."""
-        sketch, f = self.sketch, self.base
-        if not isinstance(f, Quadratic) or sketch.sets.most_values(self.d) > 1:
-            return float(f.L_max * sketch.L_S_max(self.d))
+        """max_i L_i L_S^max; where f is quadratic and sketches keep one coordinate, its diagonal in place of L_i."""
+        sketch, f = self.sketch, None
+        if sketch.sets.most_values(self.d) == 1:
+            f = self._quadratic_base
+        if f is None:
+            return float(self.base.L_max * sketch.L_S_max(self.d))
         diagonals = f.A if f.A.ndim == 2 else np.diagonal(f.A, axis1=1, axis2=2)
         return max(float(np.max(D * np.square(sketch.scale(self.d, i)))) for i, D in enumerate(diagonals))
 
     @property
     def expected_smoothness(self) -> float:
-        """calL of note C. Raises ValueError for sets, or scales, of other than n workers."""
-        self.sketch.check_workers(self.n)
+        """calL: E ||G(x) - G(y)||^2 <= 2 calL (f_D(x) - f_D(y) - grad f_D(y)'(x - y)), G of one round of sketches."""
         return self.A / self.n if self.sketch.disjoint else min(self.A, self.L + self.A / self.n)
 
     @cached_property
@@ -365,8 +389,7 @@ class _OnSketched(Method):
 
     def _on_server(self, problem, comm, x0, components=None):
         """x^0 of a problem that has a component for every worker, unless told how many."""
-        _sketched(self, problem).sketch.check_workers(comm.n)
-        return on_server(comm, self._start(problem, components or comm.n, x0))
+        return on_server(comm, self._start(_sketched(self, problem), components or comm.n, x0))
 
     def _differences(self, problem, comm, points, key, out):
         """out = G(x) - G(y) for the points x and y."""
@@ -396,6 +419,12 @@ def _sketched(method, problem):
     return problem
 
 
+def _with_gradients(method, problem):
+    """The problem; TypeError that names the method unless it is f_D, NotImplementedError unless that is known."""
+    _sketched(method, problem).check_known()
+    return problem
+
+
 def _distance(problem, x0) -> float:
     return float(np.sum((np.asarray(x0, np.float64) - problem.x_star) ** 2))
 
@@ -404,8 +433,8 @@ def _distance(problem, x0) -> float:
 class DSGD(_OnSketched):
     """Double sketched gradient descent: x <- x - gamma (1/n) sum_i S_i grad f_i(v + S_i (x - v)).
 
-    With gamma <= 1/calL (note C of the module; 1/(L_f L_S^max) for one worker), linear to a neighbourhood of x_D*:
-    E ||x^k - x_D*||^2 <= (1 - gamma mu)^k ||x^0 - x_D*||^2 + 2 gamma B (f_D(x_D*) - (1/n) sum_i inf f_i) / mu,
+    With gamma <= 1/calL (`Sketched.expected_smoothness`; 1/(L_f L_S^max) for one worker), linear to a neighbourhood of
+    x_D*: E ||x^k - x_D*||^2 <= (1 - gamma mu)^k ||x^0 - x_D*||^2 + 2 gamma B (f_D(x_D*) - (1/n) sum_i inf f_i) / mu,
     B = A/n where calL is not A, else A. With gamma <= 1/(2 calL) the last term may be 2 gamma E ||G(x_D*)||^2 / mu,
     which is smaller in general. mu that of f_D. 2311.16086, theorem 2, whose proof gives these constants.
 
@@ -515,7 +544,7 @@ class LSVRDSG(_OnSketched):
     difference; a new w goes to all in full, and grad f_{D,i}(w) comes back. With gamma <= 1/(6 calL), V^k =
     ||x^k - x_D*||^2 + (4 gamma^2 / p) E ||G(w^k) - G(x_D*)||^2 falls as 1 - min(gamma mu, p/2) in expectation, to x_D*
     itself. 2311.16086, section on variance reduction; the constants are those of loopless SVRG (Kovalev, Horvath,
-    Richtarik 2020) with calL of note C.
+    Richtarik 2020) with calL that of `Sketched.expected_smoothness`.
 
     >>> import numpy as np, compress
     >>> f_D = Sketched(compress.Quadratic.random(n=4, d=20, mu=1, L=10), compress.RandK(0.5, wire="float64"))
@@ -533,7 +562,7 @@ class LSVRDSG(_OnSketched):
     @classmethod
     def theoretical(cls, problem, p: float | None = None) -> LSVRDSG:
         """gamma = 1/(6 calL); p = 1/d where none is given."""
-        return cls(cls._limit(_sketched(cls, problem)), 1 / problem.d if p is None else p)
+        return cls(cls._limit(_with_gradients(cls, problem)), 1 / problem.d if p is None else p)
 
     @classmethod
     def _limit(cls, problem):
@@ -541,7 +570,7 @@ class LSVRDSG(_OnSketched):
         return 1 / (6 * problem.expected_smoothness)
 
     def limits(self, problem):
-        return {"gamma": self._limit(problem)}
+        return {"gamma": self._limit(_with_gradients(self, problem))}
 
     def bound(self, problem, x0, k):
         """What E ||x^k - x_D*||^2 is at most, for step numbers k: V^0 through E ||G(x^0) - G(x_D*)||^2 <=
@@ -552,7 +581,7 @@ class LSVRDSG(_OnSketched):
         return rate ** np.asarray(k) * start * _distance(problem, x0)
 
     def init(self, problem, comm, x0) -> ReferenceState:
-        x = self._on_server(problem, comm, x0)
+        x = self._on_server(_with_gradients(self, problem), comm, x0)
         full = np.empty_like(x)
         whole_gradient(comm, problem, x, out=full)
         return ReferenceState(x, x.copy(), full, comm.n * problem.evaluations, np.empty_like(x))
@@ -577,12 +606,12 @@ class SPAGE(_OnSketched):
 
         x+ = x - gamma h;  with probability p  h+ = grad f_D(x+), otherwise  h+ = h + G(x+) - G(x)
 
-    G(x+) and G(x) are of the same sketches; bits as LSVRDSG. Let S^2 = L_S^max L_D (1/n^2) sum_i L_i^2 (note C of the
-    module). With gamma <= 1/(L + S sqrt((1 - p)/p)), a point drawn evenly from the first T has E ||grad f_D(x)||^2 <=
-    2 (f_D(x^0) - inf f_D) / (gamma T); f need only be smooth. Where f_D is strongly convex, and p >= mu/L, f_D(x^k) -
-    f_D* + (gamma / (2 (p - gamma mu))) ||h^k - grad f_D(x^k)||^2 falls as (1 - gamma mu)^k in expectation; where
-    p < mu/L, with gamma <= min(1/(L + S sqrt(2 (1 - p)/p)), p/(2 mu)). L and mu of f_D. 2311.16086; Li, Bao, Zhang,
-    Richtarik, "PAGE", ICML 2021.
+    G(x+) and G(x) are of the same sketches; bits as LSVRDSG. Let S^2 = L_S^max L_D (1/n^2) sum_i L_i^2 (note C of
+    compress.optimizers.mast), L and mu of f_D. With gamma <= 1/(L + S sqrt((1 - p)/p)), a point drawn evenly from the
+    first T has E ||grad f_D(x)||^2 <= 2 (f_D(x^0) - inf f_D) / (gamma T); f need only be smooth, and a mu that is not
+    known counts as 0. Where f_D is strongly convex, and p >= mu/L, f_D(x^k) - f_D* + (gamma / (2 (p - gamma mu)))
+    ||h^k - grad f_D(x^k)||^2 falls as (1 - gamma mu)^k in expectation; where p < mu/L, with gamma <=
+    min(1/(L + S sqrt(2 (1 - p)/p)), p/(2 mu)). 2311.16086; Li, Bao, Zhang, Richtarik, "PAGE", ICML 2021.
 
     >>> import numpy as np, compress
     >>> f_D = Sketched(compress.Quadratic.random(n=4, d=20, mu=1, L=10), compress.RandK(0.5, wire="float64"))
@@ -602,21 +631,25 @@ class SPAGE(_OnSketched):
     @classmethod
     def theoretical(cls, problem, p: float | None = None) -> SPAGE:
         """gamma at its limit; p = 1/d where none is given."""
-        p = 1 / problem.d if p is None else p
-        return cls(cls._limit(_sketched(cls, problem), p), p)
+        d = _with_gradients(cls, problem).d
+        p = parameter(cls, "p", 1 / d if p is None else p, "share")
+        return cls(cls._limit(problem, p), p)
 
     @classmethod
     def _limit(cls, problem, p):
         covered(cls, problem.base)
-        sketch, n, d, L, mu = problem.sketch, problem.n, problem.d, problem.L, problem.mu
-        sketch.check_workers(n)
+        sketch, n, d, L = problem.sketch, problem.n, problem.d, problem.L
+        try:
+            mu = problem.mu
+        except NotImplementedError:  # which the theorem of smooth f does not ask for
+            mu = 0.0
         S = math.sqrt(sketch.L_S_max(d) * sketch.L_D(d) * np.mean(np.square(problem.base.L_i)) / n)
         if p * L >= mu:
             return 1 / (L + S * math.sqrt((1 - p) / p))
         return min(1 / (L + S * math.sqrt(2 * (1 - p) / p)), p / (2 * mu))
 
     def limits(self, problem):
-        return {"gamma": self._limit(problem, self.p)}
+        return {"gamma": self._limit(_with_gradients(self, problem), self.p)}
 
     def bound(self, problem, x0, k):
         """What E ||x^k - x_D*||^2 is at most, for step numbers k: (2/mu) (1 - gamma mu)^k (f_D(x^0) - f_D*).
@@ -626,7 +659,7 @@ class SPAGE(_OnSketched):
         return 2 / problem.mu * (1 - self.gamma * problem.mu) ** np.asarray(k) * gap
 
     def init(self, problem, comm, x0) -> EstimatorState:
-        x = self._on_server(problem, comm, x0)
+        x = self._on_server(_with_gradients(self, problem), comm, x0)
         estimate = np.empty_like(x)
         whole_gradient(comm, problem, x, out=estimate)
         return EstimatorState(x, estimate, comm.n * problem.evaluations, [np.empty_like(x) for _ in range(2)])

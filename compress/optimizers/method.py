@@ -23,6 +23,7 @@ import numpy as np
 
 from .. import kernels
 from ..compressor import Compressor, Contractive, Identity, Unbiased, finite_number, settle
+from ..games import Operator
 from ..problems import Problem
 from ..quantize import Correlated
 from ..sparsify import PermK
@@ -160,6 +161,11 @@ def covered(cls, problem, strongly: bool = False) -> None:
     """ValueError where the theorems of a method class do not cover a problem; strongly: they need mu > 0."""
     if not isinstance(problem, Problem):
         raise TypeError(f"{cls.__name__}: problem must be a compress.Problem, or derived from it, got {problem!r}")
+    if isinstance(problem, Operator):  # also where someone has set its L
+        raise NotImplementedError(
+            f"{cls.__name__}: its theorem is about minimisation, and {problem!r} is an operator: give step sizes of "
+            "your own, or take Extragradient, which has proven ones"
+        )
     if cls.convex and not problem.convex:
         raise ValueError(f"{cls.__name__}: its theorem needs convex components; those of EF21 and MARINA do not")
     if not problem.L > 0:
