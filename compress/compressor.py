@@ -346,7 +346,14 @@ def classes() -> dict[str, type[Compressor]]:
     """The compressors of the package by name."""
     for module in FAMILIES:  # they import this one, and the package imports them when they are asked for
         import_module(f".{module}", __package__)
-    return {cls.__name__: cls for cls in _leaves() if not cls.__name__.startswith("_")}
+    public = [cls for cls in _leaves() if not cls.__name__.startswith("_")]
+    public.sort(key=_rank)  # whichever module was imported first
+    return {cls.__name__: cls for cls in public}
+
+
+def _rank(cls) -> tuple[bool, int]:
+    module = cls.__module__.rpartition(".")[2]
+    return issubclass(cls, Contractive), FAMILIES.index(module) if module in FAMILIES else -1
 
 
 def public_class(compressor: Compressor) -> type[Compressor]:

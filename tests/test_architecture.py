@@ -106,6 +106,15 @@ def test_every_name_and_module_is_there():
         compress.__getattr__("Topk")
 
 
+def test_the_catalogue_has_one_order():
+    listing = "import compress.compressor; print(*compress.compressor.classes())"
+    orders = [
+        subprocess.run([sys.executable, "-c", code + listing], capture_output=True, text=True, cwd=ROOT).stdout
+        for code in ("", "import compress.trellis, compress.combine; ")
+    ]
+    assert orders[0] == orders[1] and orders[0].startswith("Identity RandK PermK ")
+
+
 def test_instruction_sets_have_one_surface():
     surfaces = {
         name: {n for n in dir(importlib.import_module(f"compress._cpu.{name}")) if not n.startswith("_")}
