@@ -1,6 +1,7 @@
 """The statements of a paper that a machine can check: one module a paper. `run(out, full)` prints them and saves
 a figure; full: at the size of the paper, where that takes longer than minutes."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from time import perf_counter
@@ -13,6 +14,24 @@ class Check:
     statement: str
     measured: str
     ok: bool
+
+
+@contextmanager
+def stepwise(console, total):
+    """Gives step(function, *arguments), which returns what the function does and shows the first line of its docstring
+    beside a bar of so many steps."""
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("", total=total)
+
+        def step(function, *arguments):
+            progress.update(task, description=function.__doc__.split("\n")[0])
+            result = function(*arguments)
+            progress.advance(task)
+            return result
+
+        yield step
 
 
 _reported = []  # (title, checks) of every report

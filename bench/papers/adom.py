@@ -26,7 +26,7 @@ from compress.graphs import Graph, Network, ring
 from compress.optimizers.adom import ADOM, dual_oracle
 
 from .. import console
-from . import Check, report
+from . import Check, report, stepwise
 
 KAPPAS = (10, 1e2, 1e3, 1e4)
 TARGET = 1e-8
@@ -605,18 +605,8 @@ def figure(found, nets, wild, gossip, path):
 
 
 def run(out, full=False):
-    from rich.progress import Progress
-
     screen, nets = console(), networks()
-    with Progress(console=screen, transient=True) as progress:
-        task = progress.add_task("", total=13)
-
-        def step(function, *arguments):
-            progress.update(task, description=function.__doc__.split("\n")[0])
-            result = function(*arguments)
-            progress.advance(task)
-            return result
-
+    with stepwise(screen, total=13) as step:
         checks = [step(invariants, ring_star(nets, 1e2))]
         found, more = step(cells, nets)
         checks += [*more, step(against_descent, nets, found), step(small_kappa, nets, found)]

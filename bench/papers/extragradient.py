@@ -28,7 +28,7 @@ from compress.problems import Box
 from compress.sampling import FullBatch, Nice, SingleElement
 
 from .. import console
-from . import Check, report
+from . import Check, report, stepwise
 from .sgd import Worst
 
 RUNS = 20  # of which bounds are held against the mean
@@ -582,18 +582,8 @@ def gan_figure(runs, path):
 
 
 def run(out, full=False):
-    from rich.progress import Progress
-
     n, steps, screen = 100, 80_000 if full else 40_000, console()
-    with Progress(console=screen, transient=True) as progress:
-        task = progress.add_task("", total=11)
-
-        def step(function, *arguments):
-            progress.update(task, description=function.__doc__.split("\n")[0])
-            result = function(*arguments)
-            progress.advance(task)
-            return result
-
+    with stepwise(screen, total=11) as step:
         checks = [step(factors, 20, 1000, 40 if full else 10)]
         traces, check = step(explosion, n, 20_000)
         checks += [check, step(step_sizes, 10, 20_000)]

@@ -21,7 +21,7 @@ from compress.optimizers.ist import IST, ShiftedIST, jacobi, scaled_permutation
 from compress.sketches import Sketch
 
 from .. import console
-from . import Check, report
+from . import Check, report, stepwise
 
 N, KAPPA, WIRE = 10, 10.0, "float64"
 GAMMAS = (1.0, 0.5, 0.2, 0.05)
@@ -408,19 +408,9 @@ def figure(tail, gradients, moved, shares, curves, path):
 
 
 def run(out, full=False):
-    from rich.progress import Progress
-
     steps, runs, rounds, seeds = (20_000, 5, 300, 10) if full else (4000, 1, 100, 3)
     screen = console()
-    with Progress(console=screen, transient=True) as progress:
-        task = progress.add_task("", total=9)
-
-        def step(function, *arguments):
-            progress.update(task, description=function.__doc__.split("\n")[0])
-            result = function(*arguments)
-            progress.advance(task)
-            return result
-
+    with stepwise(screen, total=9) as step:
         checks = [step(one_step), step(homogeneous), step(remark)]
         known = step(tails, steps, runs)
         checks.append(step(bias, *known))

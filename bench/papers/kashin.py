@@ -14,7 +14,7 @@ import numpy as np
 import compress
 
 from .. import console, frontier
-from . import Check, report
+from . import Check, report, stepwise
 
 D = 1000  # the dimension of statements 1, 4, 5 and 6
 SIZES = [2**p for p in range(8, 15)]
@@ -250,20 +250,10 @@ def residuals(d=256, redundancy=2.0, iterations=30):
 
 
 def run(out, full=False):
-    from rich.progress import Progress
-
     from ..plot import kashin_figure
 
     screen = console()
-    with Progress(console=screen, transient=True) as progress:
-        task = progress.add_task("", total=7)
-
-        def step(function):
-            progress.update(task, description=function.__doc__.split("\n")[0])
-            result = function()
-            progress.advance(task)
-            return result
-
+    with stepwise(screen, total=7) as step:
         points, first = step(uncertainty)
         omegas, second = step(dimension_free)
         third, fourth, fifth = step(input_free), step(against_ternary), step(monotone)

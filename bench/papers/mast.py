@@ -25,7 +25,7 @@ from compress.optimizers.mast import DSGD, LSVRDSG, SPAGE, Sketched
 from compress.sketches import Cyclic, Sketch
 
 from .. import console
-from . import Check, report
+from . import Check, report, stepwise
 
 D, KS, RUNS = 40, (36, 20, 8), 20
 WIRE = "float64"
@@ -365,18 +365,8 @@ def figure(curves, traces, least, tables, path):
 
 
 def run(out, full=False):
-    from rich.progress import Progress
-
     screen = console()
-    with Progress(console=screen, transient=True) as progress:
-        task = progress.add_task("", total=8)
-
-        def step(function, *arguments):
-            progress.update(task, description=function.__doc__.split("\n")[0])
-            result = function(*arguments)
-            progress.advance(task)
-            return result
-
+    with stepwise(screen, total=8) as step:
         f = model()
         problems = {K: Sketched(f, cyclic(K)) for K in KS}
         curves, bounded = step(descent, problems)

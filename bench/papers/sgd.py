@@ -29,7 +29,7 @@ from compress.sampling import (
 )
 
 from .. import console
-from . import Check, report
+from . import Check, report, stepwise
 
 RUNS = 20
 
@@ -488,19 +488,9 @@ def figure(curves, n, works, biased, cancer, path):
 
 
 def run(out, full=False):
-    from rich.progress import Progress
-
     n, d, steps = (1000, 100, 60_000) if full else (200, 10, 2_000)
     screen = console()
-    with Progress(console=screen, transient=True) as progress:
-        task = progress.add_task("", total=9)
-
-        def step(function, *arguments):
-            progress.update(task, description=function.__doc__.split("\n")[0])
-            result = function(*arguments)
-            progress.advance(task)
-            return result
-
+    with stepwise(screen, total=9) as step:
         checks = [step(constants), step(theorem_constant, n, d, steps)]
         curves, more = step(theorem_switching, n, d, steps)
         checks += [*more, step(ends, n, d)]

@@ -19,7 +19,7 @@ import compress
 from compress.data import make_regression, split
 
 from .. import console
-from . import Check, report
+from . import Check, report, stepwise
 
 M, D, N = 100, 80, 10
 SHARES, GRID = (0.1, 0.3, 0.9), tuple(q / 10 for q in range(1, 10))  # of q; the grid with --full
@@ -427,20 +427,10 @@ def figures(setup, shares, curves, p_sweep, b_sweep, error, out):
 
 
 def run(out, full=False):
-    from rich.progress import Progress
-
     shares = GRID if full else SHARES
     setup, screen = Setup.paper(), console()
     b_error = LEVELS[1] if full else LEVELS[0]
-    with Progress(console=screen, transient=True) as progress:
-        task = progress.add_task("", total=11)
-
-        def step(function, *arguments):
-            progress.update(task, description=function.__doc__.split("\n")[0])
-            result = function(*arguments)
-            progress.advance(task)
-            return result
-
+    with stepwise(screen, total=11) as step:
         # the longest runs first: others are their beginnings
         some = shares if full else [Q]
         exact, stalls, others = step(linear, setup, shares), step(neighbourhoods, setup, some), step(neighbours, setup)
