@@ -35,7 +35,7 @@ from ..compressor import settle
 from ..games import Operator
 from ..problems import EPS
 from ..sampling import Independent, Nice, Sampling, SingleElement, WithReplacement
-from .method import Method, add, checked, generator, prox, zeros_like
+from .method import Method, add, checked, generator, prox, same_components, zeros_like
 
 
 class ExtragradientState(NamedTuple):
@@ -125,7 +125,7 @@ class Extragradient(Method):
         _monotone(problem)
         if not isinstance(problem, Operator):
             return {}
-        _over(self.sampling, problem)
+        same_components(self.sampling, problem)
         if not (self.same_sample or problem.mu > 0 or _alike(self.sampling)):
             raise ValueError(
                 "Extragradient: with independent samples and mu = 0 it diverges on bilinear games, whatever its steps: "
@@ -157,7 +157,7 @@ class Extragradient(Method):
     def init(self, problem, comm, x0) -> ExtragradientState:
         if comm.n != 1:
             raise ValueError(f"Extragradient sends nothing: it needs a communicator of one worker, got {comm.n}")
-        _over(self.sampling, problem)
+        same_components(self.sampling, problem)
         x = self._start(problem, problem.n, x0)
         iterate, previous = (x.copy() if kept else None for kept in (self.average, self.beta))
         return ExtragradientState(x, 0, iterate, previous, 0, [zeros_like(x), zeros_like(x)])
@@ -223,11 +223,6 @@ def _solution(problem) -> np.ndarray:
     return problem.x_star
 
 
-def _over(sampling, problem) -> None:
-    if sampling.n != problem.n:
-        raise ValueError(f"the sampling is over {sampling.n} components, the problem has {problem.n}")
-
-
 def _alike(sampling) -> bool:
     """Whether every draw is all of F: what is drawn of numbers without a pattern then has no noise."""
     h = np.random.default_rng(0).standard_normal((sampling.n, 1))
@@ -243,7 +238,7 @@ def _roughest(problem, sampling) -> tuple[float, float]:
         raise TypeError(f"Extragradient: constants are those of a compress.games.Operator, got {problem!r}")
     if not isinstance(sampling, Sampling):
         raise TypeError(f"Extragradient: sampling must be a Sampling, got {sampling!r}")
-    _over(sampling, problem)
+    same_components(sampling, problem)
     n, L_i = problem.n, problem.L_i
     match sampling:
         case SingleElement() | WithReplacement():

@@ -39,7 +39,7 @@ from ..key import Key
 from ..problems import EPS, Logistic, Problem, Quadratic, Ridge
 from ..sampling import Sampling
 from ..sketches import Sketch
-from .method import Method, checked, coin, covered, generator, parameter
+from .method import Method, checked, coin, covered, generator, parameter, same_components
 
 
 class Sketched(Problem):
@@ -474,8 +474,7 @@ class DSGD(_OnSketched):
 
     @staticmethod
     def _check_sampling(problem, sampling):
-        if sampling.n != problem.n:
-            raise ValueError(f"the sampling is over {sampling.n} components, the problem has {problem.n}")
+        same_components(sampling, problem)
         if problem.sketch.own_scales:
             raise ValueError(
                 f"DSGD with a sampling has one sketch for all components, the scales of {problem.sketch!r} are "
@@ -590,8 +589,7 @@ class LSVRDSG(_OnSketched):
         x, w, full, g, oracle = state.x, state.reference, state.full, state.scratch, state.oracle + 2 * comm.n
         self._differences(problem, comm, [x, w], key, out=g)
         g += full
-        renewed = coin(key, self.p)
-        if renewed:
+        if coin(key, self.p):
             w[...] = x
             whole_gradient(comm, problem, w, out=full)
             oracle += comm.n * problem.evaluations

@@ -174,6 +174,12 @@ def covered(cls, problem, strongly: bool = False) -> None:
         raise ValueError(f"{cls.__name__}: its theorem needs mu > 0, got {problem.mu}")
 
 
+def same_components(sampling, problem) -> None:
+    """ValueError unless a sampling is over the components of the problem."""
+    if sampling.n != problem.n:
+        raise ValueError(f"the sampling is over {sampling.n} components, the problem has {problem.n}")
+
+
 def omega(cls, compressor, d: int) -> float:
     """The constant of an unbiased compressor that the theorems of a method class use; TypeError where it has none.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..compressor import positive_int, settle
 from ..sampling import Sampling
-from .method import Method, add, checked, covered, generator, prox, zeros_like
+from .method import Method, add, checked, covered, generator, prox, same_components, zeros_like
 
 
 class SGDState(NamedTuple):
@@ -134,8 +134,7 @@ class SGD(Method):
     def init(self, problem, comm, x0) -> SGDState:
         if comm.n != 1:
             raise ValueError(f"SGD sends nothing: it needs a communicator of one worker, got {comm.n}")
-        if self.sampling.n != problem.n:
-            raise ValueError(f"the sampling is over {self.sampling.n} components, the problem has {problem.n}")
+        same_components(self.sampling, problem)
         x = self._start(problem, problem.n, x0)
         return SGDState(x, 0, 0, zeros_like(x))
 
