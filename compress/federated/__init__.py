@@ -1,0 +1,15 @@
+"""Federated learning on counted bits, and certified robustness.
+
+Alfarra, Perez, Shulgin, Richtarik, Ghanem, "Certified Robustness in Federated Learning", 2022, arXiv 2206.02535.
+"""
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError:
+    raise ImportError('compress.federated needs PyTorch: pip install "compress-kernels[torch]"') from None
+
+from .fedavg import FedAvg, Round
+from .links import Links
+from .training import LocalTraining, accuracy, fine_tune, interpolate
+
+__all__ = ["FedAvg", "Links", "LocalTraining", "Round", "accuracy", "fine_tune", "interpolate"]
