@@ -60,7 +60,14 @@ class BuildParallel(build_ext):
 
 
 setup(
-    packages=["compress", "compress._cpu", "compress._gpu", "compress._csrc", "compress.optimizers"],
+    packages=[
+        "compress",
+        "compress._cpu",
+        "compress._gpu",
+        "compress._csrc",
+        "compress.federated",
+        "compress.optimizers",
+    ],
     package_dir={"compress._csrc": "csrc"},
     package_data={"compress._csrc": ["*.h", "*.pyx", "*.cu", "*.cuh"]},
     include_package_data=False,

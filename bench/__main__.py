@@ -5,7 +5,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-PAPERS = ("kashin", "shifted", "mast", "ist", "adom", "extragradient", "sgd")
+PAPERS = ("kashin", "shifted", "mast", "ist", "adom", "extragradient", "sgd", "certified_fl")
+NEEDED = {"certified_fl": "torch"}  # beyond the extra [bench]
 
 
 def frontier(args):
@@ -79,10 +80,15 @@ def guide(args):
 def papers(args):
     from importlib import import_module
 
+    missing = [name for name, module in NEEDED.items() if find_spec(module) is None]
     if args.paper is None:
         from .papers import run_all
 
-        return run_all(PAPERS, args.out, args.full)
+        for name in missing:
+            print(f"paper {name} is missing: {NEEDED[name]} is not installed")
+        return run_all([name for name in PAPERS if name not in missing], args.out, args.full)
+    if args.paper in missing:
+        raise ValueError(f"{args.paper} needs {NEEDED[args.paper]}: pip install {NEEDED[args.paper]}")
     return import_module(f"bench.papers.{args.paper}").run(args.out, args.full)
 
 

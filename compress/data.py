@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import math
+import pickle
+import zlib
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -10,6 +15,9 @@ import numpy as np
 from .compressor import positive_int
 
 BUNDLED = ("breast_cancer", "diabetes", "digits")
+
+_MNIST = {"train": ("train-images", "train-labels"), "test": ("t10k-images", "t10k-labels")}
+_CIFAR = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 
 
 def load(source: str | Path, scale: bool = False, limit: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
@@ -58,6 +66,44 @@ def load(source: str | Path, scale: bool = False, limit: float = 4.0) -> tuple[n
         A = np.where(varies, A - A.mean(axis=0), 0)
         A /= np.where(varies, A.std(axis=0), 1)
     return A, b
+
+
+def images(source: str | Path, part: str = "train", limit: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
+    """(images, labels): m x c x h x w float32 in [0, 1], and m int64 classes. Nothing is downloaded.
+
+    source: "digits", or a folder, or the IDX file of images, with that of labels beside it, which says its part itself.
+
+    | source | c x h x w | train, test |
+    |---|---|---|
+    | "digits", of scikit-learn | 1 x 8 x 8 | 1442, 355: of each digit, every fifth image is for tests |
+    | MNIST: train-images-idx3-ubyte and so on, or a set in its format; also .gz | 1 x 28 x 28 | 60,000, 10,000 |
+    | CIFAR-10: data_batch_1.bin to _5.bin, test_batch.bin | 3 x 32 x 32 | 50,000, 10,000 |
+    | CIFAR-10 for Python: data_batch_1 to _5, test_batch | 3 x 32 x 32 | 50,000, 10,000 |
+
+    A folder may be the one above that of the files: raw, MNIST/raw, cifar-10-batches-bin or cifar-10-batches-py. The
+    files for Python are pickles: they are read by one that knows arrays of bytes and plain values and runs nothing.
+
+    part: "train" or "test". limit: GiB that the images may take.
+
+    Raises ImportError, which names the extra, for "digits" without scikit-learn; FileNotFoundError, which says what was
+    expected where; ValueError, with the path, for a file that is cut, damaged, of another kind or beyond the limit.
+
+    >>> x, y = images("digits", part="test")
+    >>> x.shape, float(x.max()), y[:5]
+    ((355, 1, 8, 8), 1.0, array([5, 0, 9, 8, 7]))
+    """
+    if part not in _MNIST:
+        raise ValueError(f'part must be "train" or "test", got {part!r}')
+    path = Path(source)
+    if source == "digits":
+        pixels, labels, white = *_digits(part), 16
+    elif path.is_file():
+        pixels, labels, white = *_idx_pair(path, _labels_beside(path), limit), 255
+    elif path.is_dir():
+        pixels, labels, white = *_folder(path, part, limit), 255
+    else:
+        raise FileNotFoundError(f'{source} is neither a file, nor a folder, nor "digits"')
+    return np.divide(pixels, np.float32(white), dtype=np.float32), labels.astype(np.int64)
 
 
 def make_regression(
@@ -161,7 +207,7 @@ def _sklearn():
 def _read(path, reader):
     try:
         return reader(str(path))
-    except (ValueError, EOFError, BadZipFile) as error:
+    except (ValueError, EOFError, BadZipFile, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
@@ -173,6 +219,181 @@ def _npz(path):
     if any(array is None for array in found):
         raise ValueError(f"it holds {', '.join(names) or 'nothing'}; A or X, and b or y are needed")
     return found
+
+
+def _digits(part):
+    set_ = _sklearn().load_digits()
+    tests = np.concatenate([np.flatnonzero(set_.target == digit)[4::5] for digit in range(10)])
+    rows = np.sort(tests) if part == "test" else np.delete(np.arange(set_.target.size), tests)
+    return set_.images[rows, None].astype(np.float32), set_.target[rows]
+
+
+def _folder(path, part, limit):
+    """The part of whatever set a folder holds."""
+    for folder in (path, path / "raw", path / "MNIST" / "raw"):
+        if any(_idx(folder, stem) for pair in _MNIST.values() for stem in pair):
+            found = [_idx(folder, stem) for stem in _MNIST[part]]
+            for stem, file in zip(_MNIST[part], found, strict=True):
+                if file is None:
+                    kind = "idx3" if stem.endswith("images") else "idx1"
+                    raise FileNotFoundError(f"{folder / stem}-{kind}-ubyte, or the same with .gz, is missing")
+            return _idx_pair(*found, limit)
+    names = [name for names in _CIFAR.values() for name in names]
+    for suffix, inner, reader in (
+        (".bin", "cifar-10-batches-bin", _cifar_binary),
+        ("", "cifar-10-batches-py", _cifar_pickle),
+    ):
+        for folder in (path, path / inner):
+            if any((folder / f"{name}{suffix}").is_file() for name in names):
+                return _cifar([folder / f"{name}{suffix}" for name in _CIFAR[part]], reader, limit)
+    raise FileNotFoundError(
+        f"{path} holds neither MNIST (train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, "
+        "t10k-labels-idx1-ubyte, each also .gz) nor CIFAR-10 (data_batch_1 to data_batch_5 and test_batch, or the same "
+        "with .bin)"
+    )
+
+
+def _idx(folder, stem):
+    """The file of a set in the format of MNIST, which is published under two spellings."""
+    kind = "idx3" if stem.endswith("images") else "idx1"
+    names = (f"{stem}{dot}{kind}-ubyte{end}" for dot in "-." for end in ("", ".gz"))
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _labels_beside(path):
+    name = path.name.replace("images", "labels").replace("idx3", "idx1")
+    if name == path.name:
+        raise ValueError(f"{path} is not the IDX file of images: its name must have images, or idx3, in it")
+    ends = (name, name.removesuffix(".gz"), f"{name}.gz")
+    found = next((path.with_name(each) for each in ends if path.with_name(each).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{path.with_name(name)}, the labels of {path.name}, is missing")
+    return found
+
+
+def _idx_pair(images_path, labels_path, limit):
+    pixels = _read(images_path, lambda file: _read_idx(file, 3, limit))
+    labels = _read(labels_path, lambda file: _read_idx(file, 1, limit))
+    if len(pixels) != len(labels):
+        raise ValueError(f"{images_path} has {len(pixels)} images, {labels_path} {len(labels)} labels")
+    return pixels[:, None], labels
+
+
+def _read_idx(path, ndim, limit):
+    """The bytes of an IDX file: 0, 0, the type (8), the number of axes, the axes as big-endian uint32, the values."""
+    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+        head = file.read(4 + 4 * ndim)
+        if head[:4] != bytes((0, 0, 8, ndim)):
+            raise ValueError(f"it must begin with {bytes((0, 0, 8, ndim)).hex()}, got {head[:4].hex() or 'nothing'}")
+        if len(head) < 4 + 4 * ndim:
+            raise ValueError(f"it ends after {len(head)} bytes, within the header")
+        shape = [int(n) for n in np.frombuffer(head, ">u4", offset=4)]
+        size = math.prod(shape)
+        _within(size, limit)
+        values = file.read(size + 1)
+    if size == 0 or len(values) != size:
+        had = f"{len(values)}" if len(values) <= size else "more"
+        raise ValueError(f"the header says {' x '.join(map(str, shape))} values, {had} are there")
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def _within(size, limit):
+    if 4 * size > limit * 2**30:
+        raise ValueError(f"{size} values take {size / 2**28:.1f} GiB, limit is {limit}")
+
+
+def _cifar(paths, reader, limit):
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing")
+    _read(paths[0].parent, lambda _: _within(sum(path.stat().st_size for path in paths), limit))
+    batches = [_read(path, reader) for path in paths]
+    for path, (labels, _) in zip(paths, batches, strict=True):
+        if labels.size == 0 or labels.max() > 9:
+            raise ValueError(
+                f"{path} has no image" if labels.size == 0 else f"{path} has a label {labels.max()}, above 9"
+            )
+        if labels.size != batches[0][0].size:  # a file that is cut between images
+            raise ValueError(f"{path} has {labels.size} images, {paths[0].name} has {batches[0][0].size}")
+    labels, pixels = (np.concatenate(column) for column in zip(*batches, strict=True))
+    return pixels.reshape(-1, 3, 32, 32), labels
+
+
+def _cifar_binary(path):
+    """(labels, pixels): a record is a byte for the label, then 1024 bytes for each colour."""
+    data = np.fromfile(path, np.uint8)
+    if data.size % 3073:
+        raise ValueError(f"{data.size} bytes are no multiple of the 3073 of an image and its label")
+    records = data.reshape(-1, 3073)
+    return records[:, 0], records[:, 1:]
+
+
+def _cifar_pickle(path):
+    """(labels, pixels) of a dict with b"data", (m, 3072) bytes, and b"labels", a list."""
+    found = _unpickled(path)
+    found = {name.decode() if isinstance(name, bytes) else name: value for name, value in found.items()}
+    if missing := {"data", "labels"} - found.keys():
+        raise ValueError(f"it has no {' and no '.join(sorted(missing))}")
+    pixels, labels = found["data"], np.array(found["labels"])
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != 3072:
+        raise ValueError(f"its data must be m x 3072 bytes, got {getattr(pixels, 'shape', type(pixels).__name__)}")
+    if labels.shape != (len(pixels),) or (labels.size and (labels.dtype.kind != "i" or labels.min() < 0)):
+        raise ValueError(f"its labels must be {len(pixels)} integers, got {labels.dtype} of shape {labels.shape}")
+    return labels, pixels
+
+
+def _unpickled(path):
+    """What a pickle of plain values and uint8 arrays holds; of anything else it is an error, and nothing runs.
+
+    NumPy's own functions are not called either, for what they make of a hostile state: what stands for them here
+    checks the bytes of an array against its shape. All are made anew for each file, which could write to them.
+    """
+
+    class Array:
+        def __setstate__(self, state):
+            _, shape, dtype, fortran, values = state
+            self.array = made(values, dtype, shape, "F" if fortran else "C")
+
+    class DType:
+        def __init__(self, name, *flags):
+            self.name = name
+
+        def __setstate__(self, state):
+            pass
+
+    def made(values, dtype, shape, order):
+        if type(dtype) is not DType or dtype.name not in ("u1", b"u1"):
+            raise pickle.UnpicklingError("it has an array of other than bytes")
+        return np.frombuffer(bytes(memoryview(values)), np.uint8).reshape(shape, order=order)
+
+    def from_buffer(values, dtype, shape, order):
+        array = Array()
+        array.array = made(values, dtype, shape, order)
+        return array
+
+    def encode(text, encoding):  # how Python 3 writes bytes for Python 2
+        if encoding != "latin1":
+            raise pickle.UnpicklingError(f"it encodes as {encoding!r}")
+        return text.encode("latin1")
+
+    admitted = {("numpy", "ndarray"): Array, ("numpy", "dtype"): DType, ("_codecs", "encode"): encode}
+    for core in ("numpy.core", "numpy._core"):
+        admitted[f"{core}.multiarray", "_reconstruct"] = lambda kind, shape, code: Array()
+        admitted[f"{core}.numeric", "_frombuffer"] = from_buffer
+
+    class Plain(pickle._Unpickler):  # the one in Python: that in C allocates whatever a number in a file says
+        def find_class(self, module, name):
+            if (module, name) not in admitted:
+                raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not read here")
+            return admitted[module, name]
+
+    try:
+        found = Plain(io.BytesIO(Path(path).read_bytes()), encoding="bytes").load()
+        if type(found) is not dict:
+            raise TypeError(f"it holds a {type(found).__name__}, a dict is needed")
+        return {name: value.array if type(value) is Array else value for name, value in found.items()}
+    except Exception as failure:  # of any kind: what a damaged pickle raises is not listed anywhere
+        raise ValueError(f"{type(failure).__name__}: {failure}") from failure
 
 
 def _labels(labels):

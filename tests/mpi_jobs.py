@@ -50,6 +50,66 @@ def same_as_local():
     print(f"rank {comm.process} of {comm.processes} has workers {comm.workers}")
 
 
+def federated():
+    """Federated averaging, a mixture too, with clients that drop and fail, by MPI(5) and Local(5); and gone on with."""
+    import torch
+
+    from compress.federated import FedAvg, Links, LocalTraining
+    from compress.federated.models import SmallCNN
+
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    shards = [(rng.random((9 + i, 1, 8, 8), np.float32), rng.integers(3, size=9 + i)) for i in range(5)]
+    shards[3][1][0] = 7  # a label that the model has not
+    torch.manual_seed(0)
+    model = SmallCNN(1, 3, width=4, norm="batch")
+    training = LocalTraining(batch=4, momentum=0.9, milestones=2)
+    links = Links(compress.Kashin(3), compress.Eden(1), "shift")
+
+    def make(comm, mixture):
+        return FedAvg(
+            model, shards, training, links, comm, sample=4, mixture=mixture, drops=lambda r, i: (r + i) % 4 == 0
+        )
+
+    for mixture in (None, 1.0):
+        fed, local = (make(comm, mixture) for comm in (compress.MPI(5), compress.Local(5)))
+        comm, rows = fed.comm, []
+        rows = fed.run(3)
+        resumed = make(compress.MPI(5), mixture)
+        resumed.load_state_dict(fed.state_dict())
+        rows += fed.run(2)
+        expected = local.run(5)
+        assert [row._replace(seconds=0) for row in rows] == [row._replace(seconds=0) for row in expected]
+        assert any(row.left_out for row in rows) and any("Target 7" in str(row) for row in rows)
+        assert comm.ledger == local.comm.ledger
+        assert list(fed.clients) == list(comm.workers)
+        resumed.run(2)
+        for other in (fed, resumed):
+            for i, client in other.clients.items():
+                same_arrays(client.state_dict(), local.clients[i].state_dict())
+                if mixture is not None and client.own is not None:
+                    same_arrays(other.personal(i).state_dict(), local.personal(i).state_dict())
+            if comm.process == 0:
+                same_arrays(other.server.state_dict(), local.server.state_dict())
+                same_arrays(other.model.state_dict(), local.model.state_dict())
+    print(f"rank {comm.process} of {comm.processes} has trained clients {list(fed.clients)}")
+
+
+def same_arrays(a, b):
+    """Two structures of numbers and arrays, bit for bit."""
+    if isinstance(a, dict):
+        assert list(a) == list(b)
+        a, b = list(a.values()), list(b.values())
+    if isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for each, other in zip(a, b, strict=True):
+            same_arrays(each, other)
+    elif hasattr(a, "dtype"):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    else:
+        assert a == b, (a, b)
+
+
 def same(trace, expected):
     """Bit for bit, but for seconds."""
     assert trace.x.tobytes() == expected.x.tobytes()

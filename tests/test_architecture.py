@@ -32,6 +32,9 @@ ORDER = [
     ["optimizers.shifted", "optimizers.sgd", "optimizers.extragradient", "optimizers.mast", "optimizers.ist"],
     ["optimizers.adom", "optimizers.run"],
     ["torch"],
+    ["federated.links", "federated.models", "federated.smoothing", "federated.training"],
+    ["federated.fedavg"],
+    ["federated.flower"],
 ]
 # Of the package these take the checks of parameters alone.
 ARRAYS_ONLY = ["problems", "games", "sampling", "data", "graphs"]
@@ -42,7 +45,14 @@ LAZY = {
     "data": {"sklearn"},
     "optimizers.run": {"rich"},
     "optimizers.trace": {"matplotlib"},
+    "federated.models": {"torch"},
+    "federated.smoothing": {"torch", "scipy", "rich"},
+    "federated.training": {"torch"},
+    "federated.fedavg": {"torch"},
+    "federated.flower": {"flwr"},
 }
+# What needs an extra of its own, and no name of which is a name of the package.
+EXTRAS = {"torch": ["torch"], "federated": ["torch"], "federated.flower": ["torch", "flwr"]}
 RANK = {name: (row, column) for row, names in enumerate(ORDER) for column, name in enumerate(names)}
 
 
@@ -65,7 +75,8 @@ def imports(path: Path):
     return relative, absolute
 
 
-MODULES = sorted(p for p in [*PACKAGE.glob("*.py"), *PACKAGE.glob("optimizers/*.py")] if p.stem != "__init__")
+FILES = [*PACKAGE.glob("*.py"), *PACKAGE.glob("optimizers/*.py"), *PACKAGE.glob("federated/*.py")]
+MODULES = sorted(path for path in FILES if path.stem != "__init__")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
@@ -95,13 +106,24 @@ def test_every_topic_has_its_kernels_for_both():
 def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, compress; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split())
-    assert not loaded & {"cupy", "scipy", "torch", "mpi4py", "matplotlib", "sklearn", "rich", "numpy"}
+    assert not loaded & {"cupy", "scipy", "torch", "flwr", "mpi4py", "matplotlib", "sklearn", "rich", "numpy"}
+
+
+def test_what_is_missing_is_named():
+    """Without PyTorch the package is whole, but for what needs it, which says so."""
+    code = (
+        "import sys; sys.modules['torch'] = None; import compress; [getattr(compress, n) for n in dir(compress)]\n"
+        "try: import compress.federated\nexcept ImportError as error: print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert said.stdout.strip() == 'compress.federated needs PyTorch: pip install "compress-kernels[torch]"', said.stderr
 
 
 def test_every_name_and_module_is_there():
     for name in dir(compress):
         assert getattr(compress, name) is not None
-    assert {module_name(path).split(".")[0] for path in MODULES} - {"torch"} <= set(dir(compress))  # it needs torch
+    assert {module_name(path).split(".")[0] for path in MODULES} - set(EXTRAS) <= set(dir(compress))
+    assert not set(EXTRAS) & set(compress.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Topk'"):
         compress.__getattr__("Topk")
 
@@ -125,8 +147,8 @@ def test_instruction_sets_have_one_surface():
 
 @pytest.mark.parametrize("name", [module_name(path) for path in MODULES])
 def test_docstring_examples(name):
-    if name == "torch":
-        pytest.importorskip("torch")
+    for extra in EXTRAS.get(name, EXTRAS.get(name.split(".")[0], [])):
+        pytest.importorskip(extra)
     result = doctest.testmod(importlib.import_module(f"compress.{name}"), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0
 

@@ -55,6 +55,15 @@ def test_neighbours_hear_what_they_do_on_local(ranks):
         assert f"rank {rank} of {ranks} has heard its neighbours" in job.stdout
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_clients_on_ranks_train_to_the_bits_of_local(ranks):
+    pytest.importorskip("torch")
+    job = launch("federated", ranks)
+    assert job.returncode == 0, job.stderr
+    for rank, clients in enumerate(["[0, 1, 2, 3, 4]"] if ranks == 1 else ["[0, 1]", "[2, 3, 4]"]):
+        assert f"rank {rank} of {ranks} has trained clients {clients}" in job.stdout
+
+
 def test_payloads_travel_to_ranks_of_neighbours_alone():
     job = launch("silent", 3)
     assert job.returncode == 0, job.stderr

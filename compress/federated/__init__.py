@@ -10,6 +10,43 @@ except ImportError:
 
 from .fedavg import FedAvg, Round
 from .links import Links
+from .models import SmallCNN, resnet18
+from .smoothing import (
+    ABSTAIN,
+    Affine,
+    Certified,
+    PixelNoise,
+    Rotation,
+    Scaling,
+    Smoothed,
+    Translation,
+    acr,
+    acr_error,
+    certified_accuracy,
+    certify_set,
+)
 from .training import LocalTraining, accuracy, fine_tune, interpolate
 
-__all__ = ["FedAvg", "Links", "LocalTraining", "Round", "accuracy", "fine_tune", "interpolate"]
+__all__ = [
+    "ABSTAIN",
+    "Affine",
+    "Certified",
+    "FedAvg",
+    "Links",
+    "LocalTraining",
+    "PixelNoise",
+    "Rotation",
+    "Round",
+    "Scaling",
+    "SmallCNN",
+    "Smoothed",
+    "Translation",
+    "accuracy",
+    "acr",
+    "acr_error",
+    "certified_accuracy",
+    "certify_set",
+    "fine_tune",
+    "interpolate",
+    "resnet18",
+]

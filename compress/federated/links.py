@@ -2,17 +2,24 @@
 
 Design note
 -----------
-A. The server has the model w, and v, the view: what clients hold of it, the same bits on all of them. A new version of
-   v is v + C(w - v), one message for all; what C leaves out stays in w - v for the next. A client that has missed
-   versions, or whose answer has, is sent the messages since the last one it is known to have, of which it takes those
-   that are new to it; or v as it is, where that is shorter. Its checksum travels with it.
+A. The server has the model w, and v, the view: what clients hold of it, the same bits on all of them. At the end of a
+   round v becomes v + C(w - v), one message for all; what C leaves out stays in w - v for the next. A client that has
+   missed versions, or whose answer has, is sent the messages since the last one it is known to have, of which it takes
+   those that are new to it; or v as it is, where that is shorter. Its checksum travels with it. With nothing to
+   compress v is w, and travels as it is. All begin with the same model, which is never sent: the first round costs a
+   header down, and what the last one has made of v waits for the next.
 B. Clients answer with updates of v. What a compressor leaves out of them is kept by its client (memory="error", Stich
    et al. 2018), or compared with a shift that client and server both move (memory="shift"): DIANA (Mishchenko et al.
    2019) where the compressor is unbiased, EF21 (Richtarik et al. 2021) where it is contractive.
 C. An answer may be lost on its way. What it did to the client's memory counts only once the server has said, in its
    next packet, that it has come in; until then the client keeps both states. So has the server's shift moved with it.
-D. A packet is self-contained: round, version, configuration, lengths, checksum. It is the same in one process, on MPI
-   and on Flower, and all of it is counted.
+   A client that finds itself elsewhere than the server thinks, since one of them has lost its state or gone back to an
+   older one, says so ("lost"), and both begin anew: the whole view, and shifts of zero.
+D. A packet is self-contained: round, version, checksum of the configuration, lengths, checksum. It is the same in one
+   process, on MPI and on Flower, and all of it is counted.
+E. Vectors are replaced, never written to: states can be held, saved and shared without a copy. A client keeps v, its
+   memory, and that after an answer which may be lost: 3 d numbers, 1 d with memory="none"; the server w, v, at most
+   another d of messages, and n d of shifts.
 """
 
 from __future__ import annotations
@@ -33,6 +40,7 @@ MAGIC, VERSION = b"CMPP", 1
 _HEAD, _CHECK = struct.Struct("<4sBI"), struct.Struct("<I")
 _PLAIN, _KEY, _FLOAT = Identity(), Key(0), np.dtype(np.float32)
 _DOWN, _UP = 0x646F776E, 0x7570  # sub-streams of a round's key
+_KNOWN = "base", "heard"  # what the server knows of a client: its version, and the last round whose answer came in
 MEMORIES = ("error", "shift", "none")
 
 
@@ -102,7 +110,7 @@ class Links:
 
     >>> import compress
     >>> Links(up=compress.Kashin(3), down=compress.Eden(1)).up
-    Kashin(levels=3, redundancy=1.25, frame=4096)
+    Kashin(levels=3, redundancy=1.25, iterations=None)
     """
 
     up: Compressor = _PLAIN
@@ -129,6 +137,16 @@ class Links:
     def shift_step(self, d: int) -> float:
         """By how much of a decoded message a shift moves: 1/(1 + omega), or 1 for a contractive compressor."""
         return 1 / (1 + self.up.omega(d)) if isinstance(self.up, Unbiased) else 1.0
+
+    def check(self, d: int) -> None:
+        """Raise here what a compressor has against vectors of d coordinates: TypeError where it has no omega and one is
+        needed, ValueError for its parameters."""
+        for encoder in (self.encoder_up, self.encoder_down):
+            encoder.bits(d)
+            if isinstance(encoder, Scaled):
+                encoder.alpha(d)
+        if self.memory == "shift":
+            self.shift_step(d)
 
     def fingerprint(self, d: int, statistics: int, seed: int) -> str:
         """What both sides must have the same."""
@@ -159,12 +177,18 @@ def _decoded(compressor, message, key, d, what):
     if message.size != d:
         raise Refused(f"{what} of {message.size} numbers, {d} are expected")
     try:
-        x = compressor.decode(message, key)
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is looked at
+            x = compressor.decode(message, key)
     except ValueError as error:
         raise Refused(f"{what} cannot be decoded: {error}") from None
     if not np.isfinite(x).all():
         raise Refused(f"{what} has {np.count_nonzero(~np.isfinite(x))} numbers that are not finite")
     return x
+
+
+def _digest(config: str) -> str:
+    """What travels for a configuration."""
+    return f"{zlib.crc32(config.encode()):08x}"
 
 
 def _plain(x):
@@ -187,13 +211,16 @@ class ServerLink:
     """The server's end of all links.
 
     links: a Links. x: the model that clients start from, float32 (d,). statistics: beside it, what is averaged and
-    never compressed, such as BatchNorm's, float32 (s,). n: clients. seed: of all randomness of the links.
+    never compressed, such as BatchNorm's, float32 (s,). n: clients that have x already; others `join`. seed: of all
+    randomness of the links.
 
     A round is `open`, `packet` for each client, `take` for each answer, and `close`.
+
+    Raises TypeError or ValueError for other n and seeds, and where links do not suit d.
     """
 
     def __init__(self, links: Links, x: np.ndarray, statistics: np.ndarray, n: int, seed: int = 0):
-        self.links, self.n, self.seed = links, positive_int(n, "n"), seed
+        self.links, self.n, self.seed = links, positive_int(n, "n", 0), Key(seed).seed
         self.x, self.view = np.array(x, np.float32), np.array(x, np.float32)
         self.statistics = np.array(statistics, np.float32)
         self.round = self.version = 0
@@ -201,23 +228,24 @@ class ServerLink:
         self.versions: list[int | None] = [0] * self.n  # of the clients, None where it is not known
         self.heard: list[int | None] = [None] * self.n  # the last round whose answer came in
         self.shifts = [None] * self.n
-        self.config = links.fingerprint(self.x.size, self.statistics.size, seed)
+        self.config = links.fingerprint(self.x.size, self.statistics.size, self.seed)
+        links.check(self.x.size)
+
+    def join(self) -> int:
+        """One client more, of which nothing is known: its index. Its first packet is the whole model."""
+        for each in (self.versions, self.heard, self.shifts):
+            each.append(None)
+        self.n += 1
+        return self.n - 1
+
+    def replace(self, x: np.ndarray, statistics: np.ndarray) -> None:
+        """Go on with another model of the same shape: all clients are sent the whole of it."""
+        self.x, self.statistics = np.array(x, np.float32), np.array(statistics, np.float32)
+        self._advance(self.version + 1, self.x, None)
 
     def open(self) -> None:
-        """Begin a round: a new version of the view where the model has moved."""
+        """Begin a round."""
         self.round += 1
-        difference = self.x - self.view
-        if not difference.any():
-            return
-        self.version += 1
-        encoder, key = self.links.encoder_down, _down_key(self.seed, self.version)
-        message = self.log[self.version] = encoder.encode(difference, key)
-        self.view += encoder.decode(message, key)
-        total = 0
-        for version in sorted(self.log, reverse=True):  # older ones would never be shorter than the view itself
-            total += self.log[version].bits
-            if total > 8 * self.view.nbytes:
-                del self.log[version]
 
     def packet(self, client: int) -> bytes:
         """What this client needs to be where all are."""
@@ -227,7 +255,8 @@ class ServerLink:
         messages = [_plain(self.view)] if whole else [self.log[version] for version in missed]
         if self.statistics.size:
             messages.append(_plain(self.statistics))
-        head = {"config": self.config, "round": self.round, "version": self.version, "crc": checksum(self.view)}
+        head = {"config": _digest(self.config), "round": self.round, "version": self.version}
+        head["crc"] = checksum(self.view)
         return pack(head | {"whole": whole, "base": known, "heard": self.heard[client]}, messages)
 
     def take(self, client: int, blob: bytes) -> Answer:
@@ -235,47 +264,86 @@ class ServerLink:
         if not len(blob):
             raise Refused("no answer")
         head, messages = unpack(blob)
+        config = head.get("config")
         if "failed" in head:
-            if head.get("lost"):
-                self.versions[client] = None  # what comes next is the whole view
+            if head.get("lost"):  # both begin anew
+                self.versions[client] = None
+                if self.links.memory == "shift":
+                    self.shifts[client] = self.heard[client] = None
             raise Refused(str(head["failed"]))
-        d, s = self.x.size, self.statistics.size
+        if config != _digest(self.config):
+            raise Refused(f"an answer of another configuration, {config}, than {_digest(self.config)}: {self.config}")
         try:
-            config, round, who = head["config"], head["round"], head["client"]
-            examples, metrics = positive_int(head["examples"], "examples"), dict(head["metrics"])
-        except (KeyError, TypeError, ValueError) as error:
+            round, who, metrics = head["round"], head["client"], dict(head["metrics"])
+            examples = positive_int(head["examples"], "examples", 1, 2**48)
+        except KeyError as error:
             raise Refused(f"packet without {error}") from None
-        if config != self.config:
-            raise Refused(f"another configuration: {config}; the server has {self.config}")
+        except (TypeError, ValueError) as error:
+            raise Refused(f"packet: {error}") from None
         if (round, who) != (self.round, client):
             raise Refused(f"an answer of client {who} to round {round}; this is client {client}, round {self.round}")
+        if self.heard[client] == self.round:
+            raise Refused(f"a second answer of client {client} to round {round}")
+        d, s = self.x.size, self.statistics.size
         if len(messages) != 1 + bool(s):
             raise Refused(f"{len(messages)} messages, {1 + bool(s)} are expected")
         update = _decoded(self.links.encoder_up, messages[0], _up_key(self.seed, round, client), d, "an update")
         statistics = _decoded(_PLAIN, messages[1], _KEY, s, "statistics") if s else self.statistics
         if self.links.memory == "shift":
             h = self.shifts[client] if self.shifts[client] is not None else np.zeros_like(update)
-            self.shifts[client] = h + np.float32(self.links.shift_step(d)) * update
-            update = h + update
+            with np.errstate(over="ignore", invalid="ignore"):
+                shift, update = h + np.float32(self.links.shift_step(d)) * update, h + update
+            if not (np.isfinite(shift).all() and np.isfinite(update).all()):
+                raise Refused("an update that is not finite with the shift it is added to")
+            self.shifts[client] = shift
         self.versions[client], self.heard[client] = self.version, self.round
         return Answer(update, statistics, examples, metrics)
 
     def close(self, answers: dict[int, Answer], weights: str = "examples") -> None:
-        """End the round: the model moves by the mean of the updates, weighted by examples or "uniform"."""
+        """End the round: the model moves by the mean of the updates, weighted by examples or "uniform", and the view
+        after it. Without answers nothing moves; nor where the mean has numbers too large to be kept or sent, which is
+        `Refused`.
+        """
         if not answers:
             return
-        share = np.array([a.examples if weights == "examples" else 1.0 for a in answers.values()])
+        answers = [answers[i] for i in sorted(answers)]  # the same bits in whatever order they came
+        share = np.array([a.examples if weights == "examples" else 1.0 for a in answers])
         share = np.float32(share / share.sum())
-        if self.statistics.size:
-            self.statistics = sum(p * a.statistics for p, a in zip(share, answers.values(), strict=True))
-        for p, answer in zip(share, answers.values(), strict=True):
-            self.x += p * answer.update
+        x, statistics, encoder = self.x.copy(), self.statistics.copy(), self.links.encoder_down
+        with np.errstate(over="ignore", invalid="ignore"):
+            for p, answer in zip(share, answers, strict=True):
+                x += p * answer.update
+                statistics += p * (answer.statistics - self.statistics)  # what is the same everywhere stays to the bit
+            difference, view, message, version = x - self.view, x, None, self.version + 1
+            try:
+                if encoder != _PLAIN:
+                    key = _down_key(self.seed, version)
+                    message = encoder.encode(difference, key)
+                    view = self.view + encoder.decode(message, key)
+            except ValueError as error:
+                raise Refused(f"the mean of the updates cannot be sent: {error}") from None
+        if not all(np.isfinite(vector).all() for vector in (x, view, statistics)):
+            raise Refused("the mean of the updates is not finite")
+        self.x, self.statistics = x, statistics
+        if difference.any():
+            self._advance(version, view, message)
+
+    def _advance(self, version, view, message):
+        """To a version of the view, which a message leads to, or None where it is sent as it is."""
+        self.version, self.view = version, view
+        if message is not None:
+            self.log[version] = message
+        total = 0
+        for version in sorted(self.log, reverse=True):  # older ones would never be shorter than the view itself
+            total += self.log[version].bits
+            if total > 8 * self.view.nbytes:
+                del self.log[version]
 
     def state_dict(self) -> dict:
         """All that a later round depends on, in plain Python and NumPy."""
         log = {version: (message.payload, message.bits, message.size) for version, message in self.log.items()}
         names = ("config", "round", "version", "x", "view", "statistics", "versions", "heard", "shifts")
-        return {name: _copied(getattr(self, name)) for name in names} | {"log": log}
+        return {name: _listed(getattr(self, name)) for name in names} | {"log": log}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from there. Raises ValueError for a state of another configuration, or of other clients."""
@@ -284,16 +352,14 @@ class ServerLink:
                 f"the state is of {len(state['versions'])} clients and {state['config']}; this server has "
                 f"{self.n} and {self.config}"
             )
-        for name, value in state.items():
-            if name != "log":
-                setattr(self, name, _copied(value))
+        for name in self.state_dict().keys() - {"config", "log"}:
+            setattr(self, name, _listed(state[name]))
         self.log = {version: Message(*fields, _FLOAT) for version, fields in state["log"].items()}
 
 
-def _copied(value):
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    return [_copied(each) for each in value] if isinstance(value, list) else value
+def _listed(value):
+    """A list of its own: vectors in it are replaced, never written to."""
+    return list(value) if isinstance(value, list) else value
 
 
 # A client
@@ -310,55 +376,80 @@ class Task(NamedTuple):
 class ClientLink:
     """A client's end of its link: it survives from round to round, in memory or as `state_dict`.
 
-    links, x, statistics, seed: as of the server, the very same. index: which client it is.
+    links, x, statistics, seed: as of the server, the very same. index: which client it is. Raises as `ServerLink`.
     """
 
     def __init__(self, links: Links, x: np.ndarray, statistics: np.ndarray, index: int, seed: int = 0):
-        self.links, self.index, self.seed = links, index, seed
+        self.links, self.index, self.seed = links, positive_int(index, "index", 0), Key(seed).seed
         self.view, self.statistics = np.array(x, np.float32), np.array(statistics, np.float32)
         self.version, self.round, self.lost = 0, 0, False
         self.memory = np.zeros(0, np.float32)  # what was left out, or the shift; of no size while that is zero
+        self.confirmed: int | None = None  # the last round whose answer has come in: memory is what was kept then
         self.pending: tuple[int, np.ndarray] | None = None  # (round, memory after its answer)
-        self.config = links.fingerprint(self.view.size, self.statistics.size, seed)
+        self.config = links.fingerprint(self.view.size, self.statistics.size, self.seed)
+        links.check(self.view.size)
 
     def receive(self, blob: bytes) -> Task:
         """Start a round. Raises `Refused` for a packet that does not lead to the server's view."""
         head, messages = unpack(blob)
         try:
-            config, round, version, crc = (head[name] for name in ("config", "round", "version", "crc"))
-            whole, base, heard = (head[name] for name in ("whole", "base", "heard"))
+            config, whole = head["config"], bool(head["whole"])
+            round, version, crc = (positive_int(head[name], name, 0) for name in ("round", "version", "crc"))
+            base, heard = (head[name] if head[name] is None else positive_int(head[name], name, 0) for name in _KNOWN)
         except KeyError as error:
             raise Refused(f"packet without {error}") from None
-        if config != self.config:
-            raise Refused(f"another configuration: {config}; client {self.index} has {self.config}")
+        except (TypeError, ValueError) as error:
+            raise Refused(f"packet: {error}") from None
+        if config != _digest(self.config):
+            mine = f"{_digest(self.config)}: {self.config}"
+            raise Refused(f"a packet of another configuration, {config}, than client {self.index} has, {mine}")
+        self._follow(round, version, base, whole, heard)
         d, s = self.view.size, self.statistics.size
-        statistics = _decoded(_PLAIN, messages.pop(), _KEY, s, "statistics") if s else self.statistics
+        if len(messages) != (1 if whole else version - base) + bool(s):
+            raise Refused(f"{len(messages)} messages, {(1 if whole else version - base) + bool(s)} are expected")
+        statistics = _decoded(_PLAIN, messages[-1], _KEY, s, "statistics") if s else self.statistics
         if whole:
             view = _decoded(_PLAIN, messages[0], _KEY, d, "the model")
         else:
-            if not base <= self.version <= version or len(messages) != version - base:
-                self.lost = True
-                raise Refused(f"changes from version {base} to {version}; client {self.index} has {self.version}")
-            view = self.view.copy()
+            view = self.view
             for number in range(self.version + 1, version + 1):
                 message, key = messages[number - base - 1], _down_key(self.seed, number)
-                view += _decoded(self.links.encoder_down, message, key, d, "a change of the model")
+                view = view + _decoded(self.links.encoder_down, message, key, d, "a change of the model")
         if checksum(view) != crc:
-            self.lost = True
-            raise Refused(f"client {self.index}: version {version} of the model has another checksum")
+            raise self._lose(f"version {version} of the model has another checksum than the server's")
         if self.pending is not None and heard == self.pending[0]:
             self.memory = self.pending[1]
-        self.pending = None
+        elif heard is None:  # no answer has come in, as far as the server knows
+            self.memory = np.zeros(0, np.float32)
+        self.pending, self.confirmed = None, heard
         self.view, self.statistics, self.version, self.round, self.lost = view, statistics, version, round, False
         return Task(round, view.copy(), statistics.copy())
+
+    def _follow(self, round, version, base, whole, heard):
+        """`Refused` unless a packet goes on from where this client is."""
+        known = base is not None  # otherwise the server begins anew with this client, with the whole view
+        if known and round <= self.round:
+            raise self._lose(f"a packet of round {round}, after one of round {self.round}")
+        if not whole and not (known and base <= self.version <= version):
+            raise self._lose(f"changes from version {base} to {version}, here is version {self.version}")
+        if self.links.memory == "shift" and heard not in (None, self.confirmed, self.pending and self.pending[0]):
+            raise self._lose(f"the server's shift is of round {heard}, here it is of round {self.confirmed}")
+
+    def _lose(self, why) -> Refused:
+        self.lost = True
+        return Refused(f"client {self.index}: {why}")
 
     def answer(self, update: np.ndarray, statistics: np.ndarray, examples: int, metrics: dict | None = None) -> bytes:
         """The packet with x - view after local training, what statistics are now, the number of examples and whatever
         else is to be known. Raises ValueError for NaN and other shapes."""
         d, links = self.view.size, self.links
-        update = np.ascontiguousarray(update, np.float32)
+        update, statistics = (np.ascontiguousarray(vector, np.float32) for vector in (update, statistics))
         if update.shape != (d,):
             raise ValueError(f"client {self.index}: an update of shape {update.shape}, the model has {d} numbers")
+        if statistics.shape != self.statistics.shape:
+            raise ValueError(
+                f"client {self.index}: statistics of shape {statistics.shape}, the model has {self.statistics.size}"
+            )
         encoder, key = links.encoder_up, _up_key(self.seed, self.round, self.index)
         memory = self.memory if self.memory.size else np.zeros(d, np.float32)
         sent = update if links.memory == "none" else update + memory if links.memory == "error" else update - memory
@@ -367,24 +458,25 @@ class ClientLink:
             memory = encoder.decode_add(message, key, sent, -1.0)
         elif links.memory == "shift":
             memory = memory + np.float32(links.shift_step(d)) * encoder.decode(message, key)
-        self.pending = self.round, memory if links.memory != "none" else self.memory
-        head = {"config": self.config, "round": self.round, "client": self.index, "examples": int(examples)}
+        head = {"config": _digest(self.config), "round": self.round, "client": self.index, "examples": int(examples)}
         messages = [message, _plain(statistics)] if self.statistics.size else [message]
-        return pack(head | {"metrics": metrics or {}}, messages)
+        blob = pack(head | {"metrics": metrics or {}}, messages)
+        self.pending = self.round, memory if links.memory != "none" else self.memory
+        return blob
 
     def failure(self, error: Exception) -> bytes:
         """The packet that says why there is no answer."""
-        said = f"{type(error).__name__}: {error}"[:1000]
-        return pack({"client": self.index, "failed": said, "lost": self.lost}, [])
+        said = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+        return pack({"client": self.index, "failed": said[:1000], "lost": self.lost}, [])
 
     def state_dict(self) -> dict:
         """All that a later round depends on, in plain Python and NumPy."""
-        names = ("config", "round", "version", "lost", "view", "statistics", "memory")
-        return {name: _copied(getattr(self, name)) for name in names} | {"pending": self.pending}
+        names = ("config", "round", "version", "lost", "confirmed", "view", "statistics", "memory", "pending")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from there. Raises ValueError for a state of another configuration."""
         if state["config"] != self.config:
             raise ValueError(f"the state is of {state['config']}; client {self.index} has {self.config}")
-        for name, value in state.items():
-            setattr(self, name, _copied(value))
+        for name in self.state_dict().keys() - {"config"}:
+            setattr(self, name, state[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from dataclasses import dataclass
@@ -10,12 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ..compressor import positive_int
 from ..key import Key
 
-_BATCHES, _NOISE = 0x62, 0x6E  # sub-streams of a round's key
+_BATCHES, _NOISE, _MODEL = 0x62, 0x6E, 0x6D  # sub-streams of a round's key
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,13 @@ class LocalTraining:
     """SGD with momentum on the cross entropy of a client's own examples, an epoch being one pass in a new order.
 
     epochs: of a round. batch: images a step, the last one of an epoch may be smaller. lr, momentum, weight_decay: as of
-    torch.optim.SGD. milestones: every so many epochs, counted over all rounds, lr is multiplied by factor; None: never.
-    augment: None, or what perturbs a batch of images before each step, such as `PixelNoise(0.25)`: a function
-    (images, generator) -> images, or a noise of `compress.federated.smoothing`.
+    torch.optim.SGD, momentum below 1. milestones: every so many epochs, counted over all rounds, lr is multiplied by
+    factor; None: never. augment: None, or what perturbs a batch of images before each step, such as `PixelNoise(0.25)`:
+    a function (images, generator) -> images, or a noise of `compress.federated.smoothing`; images and generator are
+    where the model is.
 
     Momentum, and epochs done, are a client's own and survive from round to round (2206.02535's code: no reset).
+    Whatever is random, dropout too, comes from the key, and torch's own generators are left as they were.
 
     Raises ValueError or TypeError for other parameters.
     """
@@ -46,103 +48,161 @@ class LocalTraining:
         positive_int(self.batch, "batch")
         if self.milestones is not None:
             positive_int(self.milestones, "milestones")
-        for name, least in (("lr", 0), ("momentum", 0), ("weight_decay", 0), ("factor", 0)):
+        for name, end in (("lr", math.inf), ("momentum", 1), ("weight_decay", math.inf), ("factor", math.inf)):
             value = getattr(self, name)
-            if not least <= value < math.inf:
-                raise ValueError(f"LocalTraining: {name} must be finite and at least {least}, got {value}")
+            if not 0 <= value < end:
+                least = "finite and at least 0" if end == math.inf else f"in [0, {end})"
+                raise ValueError(f"LocalTraining: {name} must be {least}, got {value}")
         if self.augment is not None and not (callable(self.augment) or hasattr(self.augment, "draw")):
             raise TypeError(f"LocalTraining: augment must be a noise or a function, got {self.augment!r}")
 
-    def __call__(self, model, images, labels, state: dict, key: Key, centre=None, penalty: float = 0.0) -> dict:
+    def rate(self, epoch: int) -> float:
+        """lr in an epoch, the first being 0."""
+        return self.lr * (self.factor ** (epoch // self.milestones) if self.milestones else 1.0)
+
+    def time(self, m: int, done: int = 0) -> float:
+        """For how long a call with m examples follows the gradient after so many epochs: the sum of lr over its steps,
+        over 1 - momentum."""
+        rates = sum(map(self.rate, range(done, done + self.epochs)))
+        return -(-m // self.batch) * rates / (1 - self.momentum)
+
+    def __call__(self, model, images, labels, state: dict, key: Key) -> dict:
         """Train the model in place and return {"loss": its mean over the last epoch}.
 
-        images: (m, c, h, w), labels: (m,), tensors. state: {} at first, and then what the last call has left there.
-        key: of the round and the client; the same key gives the same steps. centre, penalty: after each step all
-        parameters w move to the minimum of penalty/2 ||w - centre||^2 + ||w - w now||^2/(2 lr); centre a vector of
-        them, and penalty inf puts them there.
+        images: (m, c, h, w), labels: (m,), tensors, here or where the model is. state: {} at first, and then what the
+        last call has left there; momentum, a tensor for each parameter, and epochs done. key: of the round and the
+        client; the same key gives the same steps.
 
-        Raises ValueError without examples, and where the loss is not finite.
+        Raises ValueError without examples, and where the loss is not finite; state is then as it was.
         """
         m = len(labels)
         if not m:
             raise ValueError("an empty shard: there are no examples to train on")
         order = np.random.Generator(np.random.Philox(key=key.fold(_BATCHES).word))
-        noise = torch.Generator().manual_seed(key.fold(_NOISE).word % 2**63)
         parameters = [p for p in model.parameters() if p.requires_grad]
+        device = parameters[0].device
+        noise = torch.Generator(device).manual_seed(key.fold(_NOISE).word % 2**63)
         optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
-        if "optimizer" in state:
-            optimizer.load_state_dict(state["optimizer"])
-        done, total, model = state.get("epochs", 0), 0.0, model.train()
-        for epoch in range(done, done + self.epochs):
-            lr = self.lr * (self.factor ** (epoch // self.milestones) if self.milestones else 1.0)
-            optimizer.param_groups[0]["lr"], total = lr, 0.0
-            share = lr * penalty / (1 + lr * penalty) if penalty < math.inf else 1.0
-            for rows in torch.from_numpy(order.permutation(m)).split(self.batch):
-                batch = images[rows]
-                if self.augment is not None:
-                    batch = getattr(self.augment, "draw", self.augment)(batch, noise)
-                loss = functional.cross_entropy(model(batch), labels[rows])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                if penalty:
-                    vector_to_parameters(torch.lerp(parameters_to_vector(parameters), centre, share), parameters)
-                total += loss.item() * len(rows)
-            if not math.isfinite(total):
-                raise ValueError(f"the loss is {total} in epoch {epoch + 1}: a smaller lr than {lr:g} may help")
-        state |= {"optimizer": optimizer.state_dict(), "epochs": done + self.epochs}
-        return {"loss": total / m}
+        if self.momentum:
+            for p, buffer in zip(parameters, state.get("momentum", ()), strict=False):
+                optimizer.state[p]["momentum_buffer"] = buffer.to(p, copy=True)
+        done, model, losses = state.get("epochs", 0), model.train(), []
+        with _seeded(device, key.fold(_MODEL).word % 2**63):
+            for epoch in range(done, done + self.epochs):
+                optimizer.param_groups[0]["lr"], losses = self.rate(epoch), []
+                for rows in torch.from_numpy(order.permutation(m)).split(self.batch):
+                    rows = rows.to(images.device)
+                    batch, said = images[rows].to(device), labels[rows].to(device)
+                    if self.augment is not None:
+                        batch = getattr(self.augment, "draw", self.augment)(batch, noise)
+                    loss = functional.cross_entropy(model(batch), said)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    losses.append(loss.detach() * (len(rows) / m))
+                mean = math.fsum(torch.stack(losses).tolist())
+                if not math.isfinite(mean):
+                    lr = self.rate(epoch)
+                    raise ValueError(f"the loss is {mean} in epoch {epoch + 1}: a smaller lr than {lr:g} may help")
+        state["epochs"] = done + self.epochs
+        if self.momentum:
+            state["momentum"] = [optimizer.state[p].get("momentum_buffer", torch.zeros_like(p)) for p in parameters]
+        return {"loss": mean}
+
+
+@contextlib.contextmanager
+def _seeded(device, seed):
+    """torch's generators of the CPU and of a device seeded here, and as they were after it."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 class Layout:
     """Where the numbers of a model are: parameters that are trained, and statistics.
 
-    Statistics are buffers of floats, such as BatchNorm's: averaged, never compressed. Parameters that are not trained
-    and buffers of integers stay what they are at each client.
+    Statistics are buffers of floats that `state_dict` has, such as BatchNorm's: averaged, never compressed. Parameters
+    that are not trained, and buffers that are not persistent, are constants, the same everywhere. Other buffers, such
+    as BatchNorm's count of batches, are a client's own (`counts`). A parameter that is in two places counts once.
 
-    model: a torch.nn.Module. Raises ValueError where it has no parameters to train.
+    model: a torch.nn.Module, which may live on any device; vectors are NumPy's, float32, whatever float its numbers
+    are. Raises ValueError where it has no parameters to train, or where a number of it is not finite; TypeError for
+    parameters of less than float32, which autocast keeps in float32, and for complex ones.
     """
 
     def __init__(self, model):
-        self.d = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self.statistics = sum(b.numel() for b in self._buffers(model))
-        if not self.d:
+        kept = model.state_dict().keys()
+        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
+        if not self._names:
             raise ValueError(f"{type(model).__name__} has no parameters to train")
+        buffers = {name: b for name, b in model.named_buffers() if name in kept}
+        self._floats = [name for name, b in buffers.items() if b.is_floating_point()]
+        self._others = [name for name, b in buffers.items() if not b.is_floating_point()]
+        for name in [*self._names, *self._floats]:
+            tensor = model.get_parameter(name) if name in self._names else model.get_buffer(name)
+            if name in self._names and tensor.dtype not in (torch.float32, torch.float64):
+                raise TypeError(f"{name} is of {tensor.dtype}; what is trained must be float32 or float64")
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{name} has NaN or Inf; a constant buffer is registered with persistent=False")
+        self.shapes = [tuple(p.shape) for p in self._parameters(model)]
+        self.shapes_of_statistics = [tuple(b.shape) for b in self._buffers(model)]
+        self.d, self.statistics = (sum(map(math.prod, shapes)) for shapes in (self.shapes, self.shapes_of_statistics))
 
-    @staticmethod
-    def _buffers(model):
-        return [b for b in model.buffers() if b.is_floating_point()]
+    def _parameters(self, model):
+        return [model.get_parameter(name) for name in self._names]
+
+    def _buffers(self, model):
+        return [model.get_buffer(name) for name in self._floats]
 
     def read(self, model) -> tuple[np.ndarray, np.ndarray]:
-        """(x, statistics): float32 (d,) and (s,)."""
-        with torch.no_grad():
-            parts = [p for p in model.parameters() if p.requires_grad], self._buffers(model)
-            return tuple(
-                torch.cat([p.detach().reshape(-1).float() for p in part] or [torch.zeros(0)]).numpy() for part in parts
-            )
+        """(x, statistics): float32 (d,) and (s,), copies."""
+        return _joined(self._parameters(model)), _joined(self._buffers(model))
 
     def write(self, model, x: np.ndarray, statistics: np.ndarray | None = None) -> None:
         """Put them into a model."""
-        with torch.no_grad():
-            parts = [([p for p in model.parameters() if p.requires_grad], x)]
-            if statistics is not None:
-                parts.append((self._buffers(model), statistics))
-            for tensors, values in parts:
-                for tensor, piece in zip(tensors, _pieces(tensors, values), strict=True):
-                    tensor.copy_(piece)
+        _spread(x, self._parameters(model))
+        if statistics is not None:
+            _spread(statistics, self._buffers(model))
+
+    def counts(self, model) -> list:
+        """Copies of the buffers that are a client's own."""
+        return [model.get_buffer(name).clone() for name in self._others]
+
+    def write_counts(self, model, counts: list) -> None:
+        """Put them into a model."""
+        for name, count in zip(self._others, counts, strict=True):
+            model.get_buffer(name).copy_(count)
 
 
-def _pieces(tensors, values):
-    ends = np.cumsum([t.numel() for t in tensors])
-    for tensor, end in zip(tensors, ends.tolist(), strict=True):
-        yield torch.from_numpy(values[end - tensor.numel() : end].copy()).view_as(tensor)
+def _joined(tensors):
+    x = torch.empty(sum(t.numel() for t in tensors), dtype=torch.float32)
+    for piece, tensor in zip(_pieces(x, tensors), tensors, strict=True):
+        piece.copy_(tensor.detach())
+    return x.numpy()
 
 
-def fine_tune(model, images, labels, training: LocalTraining, seed=0):
-    """A copy of the model after training on these examples alone.
+def _spread(x, tensors):
+    x = torch.from_numpy(x if x.flags.writeable else x.copy())
+    with torch.no_grad():
+        for piece, tensor in zip(_pieces(x, tensors), tensors, strict=True):
+            tensor.copy_(piece)
+
+
+def _pieces(x, tensors):
+    """Views of a vector in the shapes of tensors."""
+    pieces = x.split([t.numel() for t in tensors])
+    return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
+
+
+def fine_tune(model, images, labels, training: LocalTraining, seed=0, state: dict | None = None):
+    """A copy of the model after training on these examples alone, in eval mode.
 
     With a global model: personalisation. With the initial one and as many epochs as the federation had: the local-only
-    baseline (2206.02535).
+    baseline (2206.02535). state: of a client's optimizer, `fed.clients[i].optimizer`, to go on with its momentum and
+    its schedule; it is not changed.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
     >>> images, labels = torch.rand(20, 1, 2, 2), torch.arange(20) % 2
@@ -151,42 +211,63 @@ def fine_tune(model, images, labels, training: LocalTraining, seed=0):
     False
     """
     tuned = copy.deepcopy(model)
-    training(tuned, *tensors(images, labels), {}, Key(seed).worker(0))
+    training(tuned, *tensors(images, labels), dict(state or {}), Key(seed).worker(0))
     return tuned.eval()
 
 
 def interpolate(share: float, local, other):
-    """A copy of `other` with weights share * local + (1 - share) * other, statistics too.
+    """A copy of `other` with weights share * local + (1 - share) * other, statistics too, in eval mode.
 
-    share in [0, 1]: 1 is local. Raises ValueError for another share, and for models of other shapes.
+    share in [0, 1]: 1 is local, to the bit, and 0 other. Raises ValueError for another share, and for models of other
+    shapes.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must lie in [0, 1], got {share}")
     layouts = Layout(local), Layout(other)
-    if len({(layout.d, layout.statistics) for layout in layouts}) > 1:
-        raise ValueError(f"models of {layouts[0].d} and {layouts[1].d} parameters cannot be mixed")
-    mixed, weight = copy.deepcopy(other), np.float32(share)
-    parts = zip(layouts[0].read(local), layouts[1].read(other), strict=True)
-    layouts[1].write(mixed, *(weight * a + (1 - weight) * b for a, b in parts))
+    if any(getattr(layouts[0], each) != getattr(layouts[1], each) for each in ("shapes", "shapes_of_statistics")):
+        raise ValueError(f"models of other shapes cannot be mixed: {layouts[0].d} and {layouts[1].d} parameters")
+    mixed = copy.deepcopy(other)
+    with torch.no_grad():
+        for part in (Layout._parameters, Layout._buffers):
+            for theirs, here in zip(part(layouts[0], local), part(layouts[1], mixed), strict=True):
+                here.lerp_(theirs.to(here), share)  # exact at both ends
     return mixed.eval()
 
 
 def tensors(images, labels):
-    """(images, labels) as tensors of float32 and int64; ValueError unless there are as many of both."""
-    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    """(images, labels) as tensors of float32 and int64; ValueError unless there are as many of both, and labels are
+    whole numbers."""
+    images, labels = (_tensor(each) for each in (images, labels))
     if images.ndim < 2 or labels.ndim != 1 or len(images) != len(labels):
         raise ValueError(f"images of shape {tuple(images.shape)} and labels of shape {tuple(labels.shape)}")
-    return images.float(), labels.long()
+    whole = labels.long()
+    if not torch.equal(whole.to(labels), labels):
+        raise ValueError("labels must be whole numbers")
+    return images.float(), whole
+
+
+def _tensor(values):
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
+        values = values.copy()  # torch has no tensors that are read only
+    return torch.as_tensor(values)
 
 
 def accuracy(model, images, labels, batch: int = 1000) -> float:
-    """The share of images whose label the model says, in eval mode."""
+    """The share of images whose label the model says, in eval mode; modes are then as they were.
+
+    Raises ValueError without images.
+    """
     images, labels = tensors(images, labels)
-    was, model = model.training, model.eval()
-    with torch.no_grad():
-        right = sum(
-            (model(x).argmax(1) == y).sum().item()
-            for x, y in zip(images.split(batch), labels.split(batch), strict=True)
-        )
-    model.train(was)
+    if not len(labels):
+        raise ValueError("accuracy of no images")
+    device = next(model.parameters()).device
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            pairs = zip(images.split(batch), labels.split(batch), strict=True)
+            right = sum((model(x.to(device)).argmax(1) == y.to(device)).sum().item() for x, y in pairs)
+    finally:
+        for module, mode in modes:
+            module.training = mode
     return right / len(labels)
