@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 from pathlib import Path
 
 import backends
@@ -23,6 +24,12 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(items):
     """The longest test first, so that on several cores the others run beside it."""
     items.sort(key=lambda item: item.path.stem != "test_sanitizer")
+
+
+def pytest_collection_finish(session):
+    """Several processes with as many threads each as there are cores wait for each other most of the time."""
+    if "PYTEST_XDIST_WORKER" in os.environ and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.hookimpl(hookwrapper=True)

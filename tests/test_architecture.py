@@ -159,7 +159,8 @@ def test_readme_examples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {}
     for block in blocks:
-        if "import torch" in block and not find_spec("torch"):
+        needed = [package for package in ("torch", "flwr") if re.search(rf"^(from|import) {package}", block, re.M)]
+        if not all(map(find_spec, needed)):
             continue
         exec(compile(block, "README.md", "exec"), namespace)
 
