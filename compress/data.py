@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -51,9 +52,12 @@ def load(source: str | Path, scale: bool = False, limit: float = 4.0) -> tuple[n
     elif not path.is_file():
         raise FileNotFoundError(f"{source} is neither a file nor one of {', '.join(BUNDLED)}")
     elif path.suffix == ".npz":
-        A, b = _read(path, _npz)
+        with _reading(path):
+            A, b = _npz(path)
     else:
-        A, b = _read(path, _sklearn().load_svmlight_file)
+        read = _sklearn().load_svmlight_file
+        with _reading(path):
+            A, b = read(str(path))
         m, d = A.shape
         if 8 * m * d > limit * 2**30:
             raise ValueError(f"{path}: {m} x {d} dense takes {m * d / 2**27:.1f} GiB, limit is {limit}")
@@ -204,9 +208,10 @@ def _sklearn():
     return datasets
 
 
-def _read(path, reader):
+@contextmanager
+def _reading(path):
     try:
-        return reader(str(path))
+        yield
     except (ValueError, EOFError, BadZipFile, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
@@ -272,8 +277,10 @@ def _labels_beside(path):
 
 
 def _idx_pair(images_path, labels_path, limit):
-    pixels = _read(images_path, lambda file: _read_idx(file, 3, limit))
-    labels = _read(labels_path, lambda file: _read_idx(file, 1, limit))
+    with _reading(images_path):
+        pixels = _read_idx(images_path, 3, limit)
+    with _reading(labels_path):
+        labels = _read_idx(labels_path, 1, limit)
     if len(pixels) != len(labels):
         raise ValueError(f"{images_path} has {len(pixels)} images, {labels_path} {len(labels)} labels")
     return pixels[:, None], labels
@@ -281,7 +288,7 @@ def _idx_pair(images_path, labels_path, limit):
 
 def _read_idx(path, ndim, limit):
     """The bytes of an IDX file: 0, 0, the type (8), the number of axes, the axes as big-endian uint32, the values."""
-    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         head = file.read(4 + 4 * ndim)
         if head[:4] != bytes((0, 0, 8, ndim)):
             raise ValueError(f"it must begin with {bytes((0, 0, 8, ndim)).hex()}, got {head[:4].hex() or 'nothing'}")
@@ -306,8 +313,12 @@ def _cifar(paths, reader, limit):
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing")
-    _read(paths[0].parent, lambda _: _within(sum(path.stat().st_size for path in paths), limit))
-    batches = [_read(path, reader) for path in paths]
+    with _reading(paths[0].parent):
+        _within(sum(path.stat().st_size for path in paths), limit)
+    batches = []
+    for path in paths:
+        with _reading(path):
+            batches.append(reader(path))
     for path, (labels, _) in zip(paths, batches, strict=True):
         if labels.size == 0 or labels.max() > 9:
             raise ValueError(

@@ -32,7 +32,7 @@ ORDER = [
     ["optimizers.shifted", "optimizers.sgd", "optimizers.extragradient", "optimizers.mast", "optimizers.ist"],
     ["optimizers.adom", "optimizers.run"],
     ["torch"],
-    ["federated.links", "federated.models", "federated.smoothing", "federated.training"],
+    ["federated.links", "federated.models", "federated.table", "federated.training", "federated.smoothing"],
     ["federated.fedavg"],
     ["federated.flower"],
 ]
@@ -46,7 +46,8 @@ LAZY = {
     "optimizers.run": {"rich"},
     "optimizers.trace": {"matplotlib"},
     "federated.models": {"torch"},
-    "federated.smoothing": {"torch", "scipy", "rich"},
+    "federated.table": {"rich"},
+    "federated.smoothing": {"torch", "scipy"},
     "federated.training": {"torch"},
     "federated.fedavg": {"torch"},
     "federated.flower": {"flwr"},

@@ -10,10 +10,10 @@ pytest.importorskip("sklearn")
 pytest.importorskip("rich")
 
 from bench.papers import certified_fl as paper
-from compress.federated.smoothing import Certified, PixelNoise, Rotation, acr
+from compress.federated.smoothing import Certified, PixelNoise, Rotation, Smoothed, acr
 
 SMALL = paper.Scale(
-    rounds=1, seeds=1, stride=36, n=60, inputs=40, attacks=1, noises=(PixelNoise(0.25), PixelNoise(0.5), Rotation(0.1))
+    rounds=1, seeds=1, stride=36, n=30, inputs=40, attacks=1, noises=(PixelNoise(0.25), PixelNoise(0.5))
 )
 
 
@@ -68,6 +68,33 @@ def test_a_scheme_that_is_lower_somewhere_is_not_ok():
     assert not scheme([0.9, 0.9, 0.9, 0.5], [0.1, 0.1, 0.1, 1.2])  # at large radii
 
 
+@pytest.mark.parametrize("split", list(paper.SPLITS))
+def test_links_must_keep_the_radius_within_its_own_standard_error(split):
+    """Of the uncompressed one, either way and over the images of all seeds; and 1/14 of the bits, but for 4 bits."""
+    rng, scale = np.random.default_rng(0), paper.Scale(rounds=1)
+    radii, jitter = rng.uniform(0.2, 0.8, (2, 100)), rng.normal(0, 0.01, (2, 100))
+    jitter -= jitter.mean()
+
+    def check(off, bits, worse):
+        found = {}
+        for name in paper.LINKS:
+            at = (paper.LINKED, "FedAvg") if (split, name) == ("equal", "float32") else ("links", split, name)
+            for seed in range(2):
+                found[*at, seed] = table(radii[seed] + (name != "float32") * jitter[seed] + (name == worse) * off)
+                found["bits", split, name, seed] = (3200, 3200) if name == "float32" else (bits[name], bits[name])
+        return paper.linked(found, scale, split)[1]
+
+    few = {"1 bit": 228, "2 bits": 228, "4 bits": 400}
+    error, paired = (each.std(ddof=1) / math.sqrt(200) for each in (radii, jitter))
+    for worse in few:
+        for sign in (-1, 1):
+            assert check(sign * 0.99 * error, few, worse).ok
+            assert not check(sign * 1.01 * error, few, worse).ok
+        assert check(0.0, few | {worse: 229}, worse).ok == (worse == "4 bits")
+    told = check(0.01, few, "1 bit").measured
+    assert f"+- {error:.4f}, " in told and f"paired gap +0.0100 +- {paired:.4f}" in told
+
+
 def test_the_same_seed_gives_the_same_figures_and_links_are_counted():
     one, other = (paper.of_links(SMALL, 0, "equal", "1 bit") for _ in range(2))
     at, bits = ("links", "equal", "1 bit", 0), ("bits", "equal", "1 bit", 0)
@@ -82,7 +109,9 @@ def test_the_same_seed_gives_the_same_figures_and_links_are_counted():
 
 
 def test_the_reproduction_on_a_small_scale(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(paper, "N0", 20)
     monkeypatch.setattr(paper, "LAMBDAS", (0.3,))
+    monkeypatch.setattr(paper, "LINKS", {name: paper.LINKS[name] for name in ("float32", "1 bit")})
     monkeypatch.setattr(paper, "SHARES", (0.0, 0.5, 1.0))
     monkeypatch.setattr(paper, "ATTACKED", (Rotation(0.1),))
     monkeypatch.setattr(paper, "speed", lambda: paper.Check("speed", "not measured", True))
@@ -95,11 +124,28 @@ def test_the_reproduction_on_a_small_scale(tmp_path, capsys, monkeypatch):
 
 
 def test_speed_and_memory_are_measured(monkeypatch):
-
-    measured = paper.throughput
-    monkeypatch.setattr(paper, "throughput", lambda *a, **k: measured(*a, **(k | {"n": 200, "repeats": 1})))
+    slow = paper.throughput
+    monkeypatch.setattr(paper, "throughput", lambda *a, **k: slow(*a, **(k | {"n": 200, "repeats": 1})))
+    monkeypatch.setattr(paper, "held", lambda n, image: (1000, 40.9 * 2**20 if image.numel() == 1024 else 0))
     check = paper.speed()
-    assert "largest batch 1,000" in check.measured and not math.isnan(float(check.measured.split()[-2]))
+    assert "391 MiB" in check.statement and "largest batch 1,000, +40.9 MiB" in check.measured and not check.ok
+
+
+def test_samples_that_are_kept_are_seen(monkeypatch):
+    n, image, kept = 50_000, paper.torch.zeros(1, 32, 32), []
+    whole = 4 * n * 1024
+    most, grown = paper.held(n, image)
+    assert most == 1000 and grown < whole / 10
+
+    def hoarding(model, *settings):
+        def keep(images):
+            kept.append(images.clone())
+            return model(images)
+
+        return Smoothed(keep, *settings)
+
+    monkeypatch.setattr(paper, "Smoothed", hoarding)
+    assert paper.held(n, image)[1] > whole / 2
 
 
 def test_without_torch_the_other_papers_are_run(capsys, monkeypatch):

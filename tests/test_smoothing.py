@@ -1,10 +1,11 @@
 """Certificates hold as often as they say, deformations are the maps they say, and tables survive their writers."""
 
-import importlib
 import itertools
 import json
 import math
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ stats = pytest.importorskip("scipy.stats")
 from torch import nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from compress.federated import smoothing  # noqa: E402
 from compress.federated.smoothing import (  # noqa: E402
     ABSTAIN,
     Affine,
@@ -171,12 +171,10 @@ def test_laws_of_parameters(noise):
     assert np.abs(np.corrcoef(drawn.T) - np.eye(noise.parameters)).max() < 4 / math.sqrt(20_000)
 
 
-def test_pixel_noise_is_its_law_and_drawn_where_asked():
+def test_pixel_noise_is_its_law():
     images = torch.rand((40, 3, 20, 20), generator=generator())
     noisy = PixelNoise(0.3).draw(images, generator(1))
     assert stats.kstest((noisy - images).flatten().numpy(), stats.norm(0, 0.3).cdf).pvalue > 1e-3
-    memory = torch.full_like(images, math.nan)
-    assert PixelNoise(0.3).draw(images, generator(1), out=memory) is memory and torch.equal(memory, noisy)
 
 
 @pytest.mark.parametrize("noise", NOISES, ids=repr)
@@ -313,6 +311,34 @@ def test_selection_and_estimation_have_samples_of_their_own():
 
     Smoothed(keeps, PixelNoise(1), 2, batch=50).certify(torch.zeros(1, 1, 1), 50, 125, seed=0)
     assert torch.cat(seen).unique().numel() == 175
+
+
+def test_no_two_seeds_or_images_share_samples():
+    """Nor seeds that are words of one another, as 5 and 7 are of 5 + 7 * 2^32."""
+    seen, zero = [], torch.zeros(8, 1, 1, 1)
+
+    def keeps(images):
+        seen.append(images.flatten().tolist())
+        return images.new_zeros((len(images), 2))
+
+    smoothed, few = Smoothed(keeps, PixelNoise(1), 2), {"n0": 1, "n": 2}
+    for seed in (5, 7, 5 + 7 * 2**32, 5 + 2**32):
+        certify_set(smoothed, zero, [0] * 8, seed=seed, **few)
+        smoothed.certify(zero[0], seed=seed, **few)
+    drawn = [value for values in seen for value in values]
+    assert len(drawn) == 4 * 9 * 3 == len(set(drawn))
+
+
+def test_arrays_that_are_read_only():
+    images = IMAGES.numpy().copy()
+    images.flags.writeable = False
+    torch.set_warn_always(True)  # or else a warning, here an error, is for the first of a process alone
+    try:
+        certified = table(images=images)
+        assert Smoothed(LINEAR, PixelNoise(0.5), 2).certify(images[5], 10, 100, seed=0)[0] == 1
+    finally:
+        torch.set_warn_always(False)
+    assert same(certified, table())
 
 
 def test_a_batch_size_that_divides_nothing_counts_all():
@@ -473,7 +499,7 @@ def test_no_tensor_is_larger_than_a_batch_and_none_is_of_a_sample(noise):
 
 def test_throughput_times_the_same_samples():
     """How large the share is `python -m bench papers certified_fl` says."""
-    smoothed = Smoothed(SmallNet().eval(), PixelNoise(0.25), 10, batch=50)
+    smoothed = Smoothed(SmallNet(size=8).eval(), PixelNoise(0.25), 10, batch=50)
     measured = throughput(smoothed, torch.rand((1, 8, 8), generator=generator()), n=120, repeats=2)
     assert measured.forward > 0 and measured.vote > 0 and measured.share > 0
     assert smoothed.model.most == 50
@@ -510,7 +536,7 @@ def test_a_model_in_training_mode_is_refused():
         ({"alpha": 0}, ValueError, r"alpha must be in \(0, 1\), got 0"),
         ({"alpha": 1.0}, ValueError, r"alpha must be in \(0, 1\), got 1.0"),
         ({"alpha": math.nan}, ValueError, "alpha must be finite"),
-        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
+        ({"seed": -1}, ValueError, r"seed must lie in \[0, 2\^64 - 1\), got -1"),
         ({"seed": 0.5}, TypeError, "seed must be an integer"),
     ],
 )
@@ -632,6 +658,55 @@ def test_a_file_cut_anywhere_is_resumed(tmp_path):
                 resumed = table(path)
         assert same(resumed, certified) and same(Certified.read(path), certified)
         assert path.read_bytes().count(b"\n") == 7
+
+
+@pytest.mark.parametrize(
+    "content", [b"the only copy", b"the only copy\n", b"\x89PNG\r\n", b"idx\tlabel, of mine", b"idx\tlabels\n0\t1"]
+)
+def test_a_file_of_another_kind_is_left_alone(tmp_path, content):
+    path = tmp_path / "notes"
+    path.write_bytes(content)
+    for read in (table, Certified.read):
+        with pytest.raises(ValueError, match=r"notes, line 1, is damaged"):
+            read(path)
+    assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_warning_is_where_a_table_was_asked_for(tmp_path):
+    path = tmp_path / "table.tsv"
+    table(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(RuntimeWarning, match="line 7, was cut") as caught:
+        Certified.read(path)
+        certify_set(Smoothed(LINEAR, PixelNoise(0.5), 2), IMAGES, LABELS, path, **SETTINGS)
+    assert [warning.filename for warning in caught] == [__file__] * 2
+
+
+class Shifted(Linear):
+    """Of a constant that its state_dict has not."""
+
+    def __init__(self, shift, text=""):
+        super().__init__(WEIGHTS)
+        self.text = text
+        self.register_buffer("shift", torch.tensor(shift), persistent=False)
+
+    def extra_repr(self):
+        return self.text
+
+    def forward(self, images):
+        return super().forward(images + self.shift)
+
+
+def test_another_model_of_the_same_parameters_is_refused(tmp_path):
+    def shifted(*of):
+        return Smoothed(Shifted(*of).eval(), PixelNoise(0.5), 2)
+
+    path = tmp_path / "table.tsv"
+    certified = table(path, shifted(0.0, "<function f at 0x7f00>"))
+    assert same(table(path, shifted(0.0, "<function f at 0x7fff>")), certified)
+    for other in (shifted(0.5, "<function f at 0x7f00>"), shifted(0.0, "<function g at 0x7f00>")):
+        with pytest.raises(ValueError, match=r"of another run: model was Shifted with crc32 \w+, is Shifted with"):
+            table(path, other)
 
 
 def test_a_run_that_stops_keeps_its_rows(tmp_path):
@@ -788,17 +863,12 @@ def test_the_error_of_the_average_radius():
             measure(rows(0, 0))
 
 
-def test_the_extras_are_named(monkeypatch):
+def test_the_extra_is_named(monkeypatch):
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "scipy.stats", None)
         for call in (lambda: clopper_pearson(1, 2, 0.1), lambda: PixelNoise(1).radius(0.9)):
-            with pytest.raises(ImportError, match=r"certification needs SciPy: pip install"):
+            with pytest.raises(ImportError, match=r'needs SciPy: pip install "compress-kernels\[torch\]"'):
                 call()
         PixelNoise(1).draw(torch.zeros(1, 1, 2, 2), generator())  # training needs none
-    source = importlib.util.find_spec("compress.federated.smoothing").origin
-    spec = importlib.util.spec_from_file_location("compress.federated.without_torch", source)
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "torch", None)
-        with pytest.raises(ImportError, match=r'pip install "compress-kernels\[torch\]"'):
-            spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    assert smoothing.ABSTAIN == -1
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert any(need.startswith("scipy") for need in project["optional-dependencies"]["torch"])

@@ -12,9 +12,7 @@ from .fedavg import FedAvg, Round
 from .links import Links
 from .models import SmallCNN, resnet18
 from .smoothing import (
-    ABSTAIN,
     Affine,
-    Certified,
     PixelNoise,
     Rotation,
     Scaling,
@@ -25,6 +23,7 @@ from .smoothing import (
     certified_accuracy,
     certify_set,
 )
+from .table import ABSTAIN, Certified
 from .training import LocalTraining, accuracy, fine_tune, interpolate
 
 __all__ = [

@@ -9,8 +9,9 @@ Design note
 A. A client is data, a link, and a state of its optimizer. In one process they share one module, into which the weights
    of whoever trains are written: what a client keeps is vectors. Those that hold the same view share it. A client of d
    parameters so keeps, besides its data: with momentum d numbers; of its link 2 d, 0 with memory="none"; under a
-   mixture d for its own model and 1 for each statistic. The server has n d with memory="shift", and 3 d. 100 clients
-   with momentum and error feedback on the 11 M parameters of ResNet-18 take 13.5 GB.
+   mixture d for its own model and 1 for each statistic. The server has n d with memory="shift", and 4 d in a round,
+   beside the packets of all, which without compression are n d. 100 clients with momentum and error feedback on the
+   11 M parameters of ResNet-18 take 13.6 GB with few bits a coordinate.
 B. Whatever goes wrong at a client is a sentence in the round's row, under its index, and the round goes on without it;
    or with on_failure="raise" ends the run.
 C. A mixture is gradient descent on f_i and a proximal step on the penalty, by turns: L2GD of 2002.05516 with as many
@@ -19,13 +20,20 @@ C. A mixture is gradient descent on f_i and a proximal step on the penalty, by t
    its way to the mean before the next one: all of it for inf, which is FedAvg, none for 0, which is local training.
    Where gradients vanish, lambda (w_i - mean w) = -grad f_i(w_i), as at the minimum; with shards of other sizes those
    with more steps count for more in that mean, as in FedAvg.
+   The mean is over those who were heard in a round: the model of a client that drops out, or is not sampled, is not in
+   v until the client is heard again. What a compressed downlink has yet to bring into v counts by the share of v from
+   which clients start (`links`, note F). The updates w_i - v stay large while the w_i differ: shifts learn them, and
+   error feedback, for which no update is ever small, stalls.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import re
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from time import perf_counter
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -33,8 +41,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
-from ..comm import Communicator, Local
-from ..compressor import Message, positive_int
+from ..comm import Communicator, Ledger, Local
+from ..compressor import Identity, Message, positive_int
 from ..key import Key
 from .links import ClientLink, Links, Refused, ServerLink
 from .training import Layout, LocalTraining, tensors
@@ -95,25 +103,30 @@ class Client:
     ) -> bytes:
         """A packet in, local training, a packet out."""
         task = self.link.receive(blob)
-        start = task.x, task.statistics
-        if mixture is not None and self.own is not None:
-            start = self.pulled(start, training, mixture)
-        layout.write(module, *start)
+        share = self.share(training, mixture)
+        layout.write(module, *self.pulled((task.x, task.statistics), share))
         layout.write_counts(module, self.counts)
         optimizer = dict(self.optimizer)
         metrics = training(module, self.images, self.labels, optimizer, key)
         own = layout.read(module)
-        answer = self.link.answer(own[0] - task.x, own[1], len(self.labels), metrics)
+        answer = self.link.answer(own[0] - task.x, own[1], len(self.labels), metrics, share)
         self.optimizer, self.counts = optimizer, layout.counts(module)  # only now that nothing has gone wrong
         if mixture is not None:
             self.own = own
         return answer
 
-    def pulled(self, mean, training: LocalTraining, mixture: float) -> tuple[np.ndarray, np.ndarray]:
-        """Its own model and statistics on their way to the mean (note C)."""
+    def share(self, training: LocalTraining, mixture: float | None) -> float:
+        """Of the mean in what it starts from: all where it has no model of its own (note C)."""
+        if mixture is None or self.own is None:
+            return 1.0
         done = self.optimizer.get("epochs", 0)
         time = mixture * training.time(len(self.labels), max(done - training.epochs, 0))  # of the training it had
-        share = 1.0 if time == math.inf else time / (1 + time)
+        return 1.0 if time == math.inf else time / (1 + time)
+
+    def pulled(self, mean, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """Its own model and statistics, so far on their way to the mean."""
+        if self.own is None:
+            return mean
         own, mean = (map(torch.from_numpy, pair) for pair in (self.own, mean))
         return tuple(torch.lerp(w, v, share).numpy() for w, v in zip(own, mean, strict=True))  # exact at both ends
 
@@ -147,7 +160,9 @@ class FedAvg:
         min over w_1 .. w_n of (1/n) sum_i f_i(w_i) + (lambda / 2n) sum_i ||w_i - mean w||^2
 
     (shares of examples instead of 1/n where `weights` says so), with models w_i that clients keep, and v their mean:
-    inf is FedAvg, 0 is local training (note C). Compressed updates w_i - v do not vanish there: memory="shift" suits.
+    inf is FedAvg, 0 is local training (note C). v is the mean of those heard in the last round: with `sample`, `drops`
+    or failures not that of all. Compressed updates w_i - v do not vanish there: they need memory="shift" for lambda
+    below inf, and memory="error", with which they stall, is refused.
     on_failure: "leave out" a client that fails, or "raise" RuntimeError at the end of the round. drops: a function
     (round, i) -> whether client i, which was sent the model, drops out of that round. seed: of everything random.
 
@@ -194,8 +209,12 @@ class FedAvg:
         ):
             if value not in known:
                 raise ValueError(f"FedAvg: {name} must be one of {', '.join(known)}, got {value!r}")
-        if mixture is not None and not 0 <= mixture <= math.inf:
-            raise ValueError(f"FedAvg: mixture must be at least 0, got {mixture}")
+        if mixture is not None:
+            if not 0 <= mixture <= math.inf:
+                raise ValueError(f"FedAvg: mixture must be at least 0, got {mixture}")
+            if mixture < math.inf and links.memory == "error" and links.up != Identity():
+                raise ValueError(f'FedAvg: with mixture {mixture} compressed updates stall unless memory="shift"')
+            mixture = float(mixture)
         self.training, self.links, self.weights, self.mixture = training, links, weights, mixture
         self.sample = n if sample is None else positive_int(sample, "sample", most=n)
         self.on_failure, self.drops, self.seed = on_failure, drops, Key(seed).seed  # of a generator: drawn once
@@ -221,15 +240,17 @@ class FedAvg:
         many rounds, and after the last, on process 0.
         """
         every = positive_int(every, "every")
-        for left in reversed(range(positive_int(rounds, "rounds"))):
-            row = self._round()
-            if evaluate is not None and self.comm.process == 0 and (left == 0 or row.round % every == 0):
-                row = row._replace(metrics=dict(evaluate(self.model)))
-            self.rounds.append(row)
-            if row.left_out and self.on_failure == "raise":
-                raise RuntimeError(f"round {row.round}: " + "; ".join(row.failures()))
-        if self.mixture is not None:  # personal models are looked at from outside, and nothing is counted
-            self._mean = self.comm.agree(self.server and (self.server.view, self.server.statistics))
+        try:
+            for left in reversed(range(positive_int(rounds, "rounds"))):
+                row = self._round()
+                if evaluate is not None and self.comm.process == 0 and (left == 0 or row.round % every == 0):
+                    row = row._replace(metrics=dict(evaluate(self.model)))
+                self.rounds.append(row)
+                if row.left_out and self.on_failure == "raise":
+                    raise RuntimeError(f"round {row.round}: " + "; ".join(row.failures()))
+        finally:
+            if self.mixture is not None:  # personal models are looked at from outside, and nothing is counted
+                self._mean = self.comm.agree(self.server and (self.server.view, self.server.statistics))
         return self.rounds[-rounds:]
 
     def _round(self) -> Round:
@@ -240,7 +261,7 @@ class FedAvg:
         order = np.random.Generator(np.random.Philox(key=key.fold(_CHOICE).word))
         chosen = sorted(order.choice(comm.n, self.sample, replace=False).tolist())
         if server:
-            server.open()
+            server.open(self.weights)
             down = [_message(server.packet(i) if i in chosen else b"") for i in range(comm.n)]
         up = []
         for i, message in zip(comm.workers, comm.scatter(down), strict=True):
@@ -254,7 +275,7 @@ class FedAvg:
                 except Refused as error:
                     left_out[i] = str(error)
             try:
-                server.close(answers, self.weights)
+                server.close()
             except Refused as error:
                 left_out, answers = left_out | dict.fromkeys(answers, str(error)), {}
         row = None
@@ -274,7 +295,8 @@ class FedAvg:
     def _loss(self, answers) -> float:
         """The mean of what clients say their losses are."""
         losses = [answer.metrics.get("loss") for answer in answers]
-        losses = [loss if isinstance(loss, float) else math.nan for loss in losses]
+        most = sys.float_info.max  # integers may be larger
+        losses = [float(loss) if _is_number(loss) and abs(loss) <= most else math.nan for loss in losses]
         shares = [answer.examples if self.weights == "examples" else 1 for answer in answers]
         return float(np.average(losses, weights=shares)) if losses else math.nan
 
@@ -318,7 +340,7 @@ class FedAvg:
         client = self.clients[i]
         if client.own is None:
             raise ValueError(f"client {i} has no model of its own: it has not taken part, or there is no mixture")
-        return self._with(*client.pulled(self._mean, self.training, self.mixture), client.counts)
+        return self._with(*client.pulled(self._mean, client.share(self.training, self.mixture)), client.counts)
 
     def state_dict(self) -> dict:
         """Everything that a later round depends on, on this process: numbers, strings and tensors, for torch.save, and
@@ -331,14 +353,24 @@ class FedAvg:
             "clients": {i: client.state_dict() for i, client in self.clients.items()},
             "rounds": [tuple(row) for row in self.rounds],
             "mean": self._mean,
+            "ledger": asdict(self.comm.ledger),
+            "settings": self._settings(),
         }
         return _mapped(state, np.ndarray, torch.from_numpy)
 
+    def _settings(self) -> dict[str, str]:
+        """What must be the same for the same bits, but for what links check."""
+        names = "training", "mixture", "weights", "sample"
+        return {name: re.sub(r" at 0x\w+", "", repr(getattr(self, name))) for name in names}  # wherever it lives
+
     def load_state_dict(self, state: dict) -> None:
-        """Go on from there, to the same bits. Raises ValueError, and changes nothing, for other clients or another
-        configuration of links."""
+        """Go on from there, to the same bits, with the ledger as it was. Raises ValueError, and changes nothing, for
+        other clients, another training, mixture, weights or sample, or another configuration of links."""
         if set(state["clients"]) != set(self.clients):
             raise ValueError(f"the state is of clients {sorted(state['clients'])}, here are {sorted(self.clients)}")
+        for name, mine in self._settings().items():
+            if state["settings"][name] != mine:
+                raise ValueError(f"the state is of {name} {state['settings'][name]}, here it is {mine}")
         numpy = _mapped(state, torch.Tensor, lambda tensor: tensor.numpy())
         if self.server:
             self.server.load_state_dict(numpy["server"])
@@ -347,7 +379,7 @@ class FedAvg:
             torchs = {name: state["clients"][i][name] for name in ("optimizer", "counts")}
             client.load_state_dict(numpy["clients"][i] | torchs)
             self._shared(client.link)
-        self._mean = numpy["mean"]
+        self._mean, self.comm.ledger = numpy["mean"], Ledger(**state["ledger"])
         self.rounds = [Round(*row) for row in state["rounds"]]
 
 

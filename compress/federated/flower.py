@@ -292,7 +292,7 @@ class CompressedFedAvg(_FlowerFedAvg):
 
     ledger: bits_up and bits_down are those of packets, as in one process, and of arrays of integers; wire_up and
     wire_down the bytes of whole Flower messages, as they are serialised: beside the packet some 0.8 kB up and 1 kB
-    down, another 0.1 kB for each array of integers, and names of arrays in the first message. HTTP is not in it. The
+    down, another 0.5 kB for each array of integers, and names of arrays in the first message. HTTP is not in it. The
     first message to a client is the whole model.
     rounds: a `Round` for each, where clients are numbered in the order they came, `nodes` has the Flower ids of them,
     and metrics are those that Flower aggregates. arrays: the model, as an ArrayRecord; None at first.
@@ -393,10 +393,11 @@ class CompressedFedAvg(_FlowerFedAvg):
                 came[index] = reply, *self._read(reply)
             except ValueError as error:
                 left_out[index] = str(error)
+        came = dict(sorted(came.items()))  # whatever the order they came in
         usual = Counter(_shape(metrics) for *_, metrics in came.values()).most_common(1)
         answers: dict[int, Answer] = {}
         others, records = [], []
-        for index, (reply, mine, blob, metrics) in sorted(came.items()):
+        for index, (reply, mine, blob, metrics) in came.items():
             try:
                 if _shape(metrics) != usual[0][0]:
                     raise Refused(f"its metrics are {dict(metrics)}, others have {[name for name, _ in usual[0][0]]}")
@@ -412,7 +413,7 @@ class CompressedFedAvg(_FlowerFedAvg):
             _log.warning("round %d: client %d (node %d) is left out: %s", server_round, index, self.nodes[index], why)
         self._asked, metrics = {}, None
         try:
-            self.server.close(answers)
+            self.server.close()
         except Refused as error:
             _log.warning("round %d: the model stays: %s", server_round, error)
             left_out, answers = left_out | dict.fromkeys(answers, str(error)), {}

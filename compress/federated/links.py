@@ -13,13 +13,18 @@ B. Clients answer with updates of v. What a compressor leaves out of them is kep
    2019) where the compressor is unbiased, EF21 (Richtarik et al. 2021) where it is contractive.
 C. An answer may be lost on its way. What it did to the client's memory counts only once the server has said, in its
    next packet, that it has come in; until then the client keeps both states. So has the server's shift moved with it.
+   An update that is in no mean, since the mean was refused, has not come in; a shift, which is an estimate, may move.
    A client that finds itself elsewhere than the server thinks, since one of them has lost its state or gone back to an
    older one, says so ("lost"), and both begin anew: the whole view, and shifts of zero.
 D. A packet is self-contained: round, version, checksum of the configuration, lengths, checksum. It is the same in one
    process, on MPI and on Flower, and all of it is counted.
 E. Vectors are replaced, never written to: states can be held, saved and shared without a copy. A client keeps v, its
    memory, and that after an answer which may be lost: 3 d numbers, 1 d with memory="none"; the server w, v, at most
-   another d of messages, and n d of shifts.
+   another d of messages, and n d of shifts. In a round it has besides, and writes to, the mean of what it has taken
+   so far: d, whatever n. The bits of a mean are those of the order in which answers are taken: that of clients.
+F. w - v is still to come in what starts from v. Where a client goes only a share `pull` of its way to v before it
+   starts, as in a mixture (`fedavg`, note C), x_i has no more than this share of the error v - w in it. So w becomes
+   v + pull (w - v) + mean (x_i - v), with the mean of shares: FedAvg for 1, and the mean of x_i for 0.
 """
 
 from __future__ import annotations
@@ -41,6 +46,7 @@ _HEAD, _CHECK = struct.Struct("<4sBI"), struct.Struct("<I")
 _PLAIN, _KEY, _FLOAT = Identity(), Key(0), np.dtype(np.float32)
 _DOWN, _UP = 0x646F776E, 0x7570  # sub-streams of a round's key
 _KNOWN = "base", "heard"  # what the server knows of a client: its version, and the last round whose answer came in
+_ANSWER = "config", "round", "client", "examples", "metrics"  # what an answer says
 MEMORIES = ("error", "shift", "none")
 
 
@@ -61,12 +67,22 @@ class Packet(NamedTuple):
 def pack(head: dict, messages: list[Message]) -> bytes:
     """A packet as bytes: "CMPP", u8 version, u32 header length, header (JSON), payloads, u32 crc32; little-endian.
 
+    Numbers of NumPy and torch are numbers of the header; TypeError for what is none, nor JSON.
+
     >>> unpack(pack({"round": 3}, [])).head["round"]
     3
     """
-    said = json.dumps(head | {"messages": [[m.bits, m.size] for m in messages]}, separators=(",", ":")).encode()
+    head = head | {"messages": [[m.bits, m.size] for m in messages]}
+    said = json.dumps(head, separators=(",", ":"), default=_number).encode()
     body = b"".join((_HEAD.pack(MAGIC, VERSION, len(said)), said, *(m.payload.tobytes() for m in messages)))
     return body + _CHECK.pack(zlib.crc32(body))
+
+
+def _number(value):
+    """For JSON: what is a number elsewhere."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{value!r} is neither a number nor anything else that JSON has")
 
 
 def unpack(blob: bytes) -> Packet:
@@ -199,12 +215,31 @@ def _plain(x):
 
 
 class Answer(NamedTuple):
-    """What a client has sent: its update and statistics, float32, the number of its examples, and what it measured."""
+    """What a client has sent beside its update: the number of its examples, and what it measured."""
 
-    update: np.ndarray
-    statistics: np.ndarray
     examples: int
     metrics: dict
+
+
+class _Mean:
+    """The mean of what has been taken in a round: d + s numbers, whatever n.
+
+    away: the mean of 1 - pull (note F). heard: what the server knew of clients before they were taken.
+    """
+
+    def __init__(self, d: int, statistics: np.ndarray, weights: str):
+        self.update, self.statistics, self.weights = np.zeros(d, np.float32), statistics.copy(), weights
+        self.weight, self.away, self.heard = 0, 0.0, {}
+
+    def add(self, examples: int, update: np.ndarray, statistics: np.ndarray, pull: float) -> None:
+        weight = examples if self.weights == "examples" else 1
+        self.weight += weight
+        part = np.float32(weight / self.weight)
+        self.update *= 1 - part
+        self.update += part * update
+        with np.errstate(over="ignore", invalid="ignore"):  # `close` looks at what comes of it
+            self.statistics += part * (statistics - self.statistics)  # what is the same everywhere stays to the bit
+        self.away += float(part) * (1 - pull - self.away)
 
 
 class ServerLink:
@@ -214,7 +249,7 @@ class ServerLink:
     never compressed, such as BatchNorm's, float32 (s,). n: clients that have x already; others `join`. seed: of all
     randomness of the links.
 
-    A round is `open`, `packet` for each client, `take` for each answer, and `close`.
+    A round is `open`, `packet` for each client, `take` for each answer, in the order of clients, and `close`.
 
     Raises TypeError or ValueError for other n and seeds, and where links do not suit d.
     """
@@ -230,6 +265,12 @@ class ServerLink:
         self.shifts = [None] * self.n
         self.config = links.fingerprint(self.x.size, self.statistics.size, self.seed)
         links.check(self.x.size)
+        self._between_rounds()
+
+    def _between_rounds(self) -> None:
+        self._mean: _Mean | None = None
+        self._packets: dict[tuple, bytes] = {}  # of this round, by what their clients know
+        self._crc: int | None = None  # of the view, once it is asked for
 
     def join(self) -> int:
         """One client more, of which nothing is known: its index. Its first packet is the whole model."""
@@ -242,52 +283,70 @@ class ServerLink:
         """Go on with another model of the same shape: all clients are sent the whole of it."""
         self.x, self.statistics = np.array(x, np.float32), np.array(statistics, np.float32)
         self._advance(self.version + 1, self.x, None)
+        self._between_rounds()
 
-    def open(self) -> None:
-        """Begin a round."""
+    def open(self, weights: str = "examples") -> None:
+        """Begin a round, whose mean is weighted by "examples" or "uniform"."""
         self.round += 1
+        self._between_rounds()
+        self._mean = _Mean(self.x.size, self.statistics, weights)
 
     def packet(self, client: int) -> bytes:
-        """What this client needs to be where all are."""
-        known = self.versions[client]
+        """What this client needs to be where all are: the same bytes for all that know the same."""
+        knows = self.versions[client], self.heard[client]
+        if knows not in self._packets:
+            self._packets[knows] = self._packet(*knows)
+        return self._packets[knows]
+
+    def _packet(self, known, heard) -> bytes:
         missed = range(self.version + 1) if known is None else range(known + 1, self.version + 1)
         whole = any(version not in self.log for version in missed)
         messages = [_plain(self.view)] if whole else [self.log[version] for version in missed]
         if self.statistics.size:
             messages.append(_plain(self.statistics))
         head = {"config": _digest(self.config), "round": self.round, "version": self.version}
-        head["crc"] = checksum(self.view)
-        return pack(head | {"whole": whole, "base": known, "heard": self.heard[client]}, messages)
+        self._crc = head["crc"] = checksum(self.view) if self._crc is None else self._crc
+        return pack(head | {"whole": whole, "base": known, "heard": heard}, messages)
+
+    def _addressed(self, client, head) -> None:
+        """`Refused` where a header says that it is of another configuration, round or client."""
+        mine = _digest(self.config)
+        config, round, who = head.get("config", mine), head.get("round", self.round), head.get("client", client)
+        if config != mine:
+            raise Refused(f"an answer of another configuration, {config}, than {mine}: {self.config}")
+        if (round, who) != (self.round, client):
+            raise Refused(f"an answer of client {who} to round {round}; this is client {client}, round {self.round}")
 
     def take(self, client: int, blob: bytes) -> Answer:
-        """What a client's packet says; `Refused`, with the reason, for one that is not of this round, or for none."""
+        """Take a client's packet into the mean of this round, and say what is beside its update; `Refused`, with the
+        reason, for one that is not of this round, or for none."""
         if not len(blob):
             raise Refused("no answer")
         head, messages = unpack(blob)
-        config = head.get("config")
+        self._addressed(client, head)
         if "failed" in head:
             if head.get("lost"):  # both begin anew
                 self.versions[client] = None
                 if self.links.memory == "shift":
                     self.shifts[client] = self.heard[client] = None
             raise Refused(str(head["failed"]))
-        if config != _digest(self.config):
-            raise Refused(f"an answer of another configuration, {config}, than {_digest(self.config)}: {self.config}")
+        if missing := [name for name in _ANSWER if name not in head]:
+            raise Refused(f"packet without {', '.join(missing)}")
         try:
-            round, who, metrics = head["round"], head["client"], dict(head["metrics"])
-            examples = positive_int(head["examples"], "examples", 1, 2**48)
-        except KeyError as error:
-            raise Refused(f"packet without {error}") from None
-        except (TypeError, ValueError) as error:
+            examples, metrics = positive_int(head["examples"], "examples", 1, 2**48), dict(head["metrics"])
+            pull = float(head.get("pull", 1))
+        except (TypeError, ValueError, OverflowError) as error:
             raise Refused(f"packet: {error}") from None
-        if (round, who) != (self.round, client):
-            raise Refused(f"an answer of client {who} to round {round}; this is client {client}, round {self.round}")
+        if not 0 <= pull <= 1:
+            raise Refused(f"packet: pull must lie in [0, 1], got {pull}")
         if self.heard[client] == self.round:
-            raise Refused(f"a second answer of client {client} to round {round}")
+            raise Refused(f"a second answer of client {client} to round {self.round}")
+        if self._mean is None:
+            raise Refused(f"an answer of client {client} to round {self.round}, which is over")
         d, s = self.x.size, self.statistics.size
         if len(messages) != 1 + bool(s):
             raise Refused(f"{len(messages)} messages, {1 + bool(s)} are expected")
-        update = _decoded(self.links.encoder_up, messages[0], _up_key(self.seed, round, client), d, "an update")
+        update = _decoded(self.links.encoder_up, messages[0], _up_key(self.seed, self.round, client), d, "an update")
         statistics = _decoded(_PLAIN, messages[1], _KEY, s, "statistics") if s else self.statistics
         if self.links.memory == "shift":
             h = self.shifts[client] if self.shifts[client] is not None else np.zeros_like(update)
@@ -296,24 +355,34 @@ class ServerLink:
             if not (np.isfinite(shift).all() and np.isfinite(update).all()):
                 raise Refused("an update that is not finite with the shift it is added to")
             self.shifts[client] = shift
+        self._mean.add(examples, update, statistics, pull)
+        self._mean.heard[client] = self.heard[client]
         self.versions[client], self.heard[client] = self.version, self.round
-        return Answer(update, statistics, examples, metrics)
+        return Answer(examples, metrics)
 
-    def close(self, answers: dict[int, Answer], weights: str = "examples") -> None:
-        """End the round: the model moves by the mean of the updates, weighted by examples or "uniform", and the view
-        after it. Without answers nothing moves; nor where the mean has numbers too large to be kept or sent, which is
-        `Refused`.
+    def close(self) -> None:
+        """End the round: the model moves by the mean of the updates, and the view after it. Without answers nothing
+        moves; nor where the mean has numbers too large to be kept or sent, which is `Refused`: clients then have back
+        what they had left out before.
         """
-        if not answers:
+        mean = self._mean
+        self._between_rounds()
+        if mean is None or not mean.weight:
             return
-        answers = [answers[i] for i in sorted(answers)]  # the same bits in whatever order they came
-        share = np.array([a.examples if weights == "examples" else 1.0 for a in answers])
-        share = np.float32(share / share.sum())
-        x, statistics, encoder = self.x.copy(), self.statistics.copy(), self.links.encoder_down
+        try:
+            self._move(mean)
+        except Refused:
+            if self.links.memory != "shift":  # both ends' shifts have moved, by the same
+                for client, heard in mean.heard.items():
+                    self.heard[client] = heard
+            raise
+
+    def _move(self, mean: _Mean) -> None:
+        encoder, statistics = self.links.encoder_down, mean.statistics
         with np.errstate(over="ignore", invalid="ignore"):
-            for p, answer in zip(share, answers, strict=True):
-                x += p * answer.update
-                statistics += p * (answer.statistics - self.statistics)  # what is the same everywhere stays to the bit
+            x = self.x + mean.update
+            if mean.away:
+                x = self.view + np.float32(1 - mean.away) * (self.x - self.view) + mean.update
             difference, view, message, version = x - self.view, x, None, self.version + 1
             try:
                 if encoder != _PLAIN:
@@ -355,6 +424,7 @@ class ServerLink:
         for name in self.state_dict().keys() - {"config", "log"}:
             setattr(self, name, _listed(state[name]))
         self.log = {version: Message(*fields, _FLOAT) for version, fields in state["log"].items()}
+        self._between_rounds()
 
 
 def _listed(value):
@@ -383,6 +453,7 @@ class ClientLink:
         self.links, self.index, self.seed = links, positive_int(index, "index", 0), Key(seed).seed
         self.view, self.statistics = np.array(x, np.float32), np.array(statistics, np.float32)
         self.version, self.round, self.lost = 0, 0, False
+        self._asked: int | None = None  # the round of the last packet, accepted or not
         self.memory = np.zeros(0, np.float32)  # what was left out, or the shift; of no size while that is zero
         self.confirmed: int | None = None  # the last round whose answer has come in: memory is what was kept then
         self.pending: tuple[int, np.ndarray] | None = None  # (round, memory after its answer)
@@ -400,6 +471,7 @@ class ClientLink:
             raise Refused(f"packet without {error}") from None
         except (TypeError, ValueError) as error:
             raise Refused(f"packet: {error}") from None
+        self._asked = round
         if config != _digest(self.config):
             mine = f"{_digest(self.config)}: {self.config}"
             raise Refused(f"a packet of another configuration, {config}, than client {self.index} has, {mine}")
@@ -439,9 +511,17 @@ class ClientLink:
         self.lost = True
         return Refused(f"client {self.index}: {why}")
 
-    def answer(self, update: np.ndarray, statistics: np.ndarray, examples: int, metrics: dict | None = None) -> bytes:
+    def answer(
+        self,
+        update: np.ndarray,
+        statistics: np.ndarray,
+        examples: int,
+        metrics: dict | None = None,
+        pull: float = 1.0,
+    ) -> bytes:
         """The packet with x - view after local training, what statistics are now, the number of examples and whatever
-        else is to be known. Raises ValueError for NaN and other shapes."""
+        else is to be known. pull: the share of the view in what training started from (note F). Raises ValueError for
+        NaN and other shapes."""
         d, links = self.view.size, self.links
         update, statistics = (np.ascontiguousarray(vector, np.float32) for vector in (update, statistics))
         if update.shape != (d,):
@@ -460,14 +540,15 @@ class ClientLink:
             memory = memory + np.float32(links.shift_step(d)) * encoder.decode(message, key)
         head = {"config": _digest(self.config), "round": self.round, "client": self.index, "examples": int(examples)}
         messages = [message, _plain(statistics)] if self.statistics.size else [message]
-        blob = pack(head | {"metrics": metrics or {}}, messages)
+        blob = pack(head | {"metrics": metrics or {}} | ({} if pull == 1 else {"pull": pull}), messages)
         self.pending = self.round, memory if links.memory != "none" else self.memory
         return blob
 
     def failure(self, error: Exception) -> bytes:
         """The packet that says why there is no answer."""
         said = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
-        return pack({"client": self.index, "failed": said[:1000], "lost": self.lost}, [])
+        head = {} if self._asked is None else {"round": self._asked}
+        return pack(head | {"client": self.index, "failed": said[:1000], "lost": self.lost}, [])
 
     def state_dict(self) -> dict:
         """All that a later round depends on, in plain Python and NumPy."""

@@ -7,8 +7,8 @@ Alfarra, Perez, Shulgin, Richtarik, Ghanem, "Certified Robustness in Federated L
 
 Design note
 -----------
-A. An image is never stored n times. A batch of samples is an image expanded by a stride of zero, to which a noise adds
-   in memory that the next batch writes over. What is left after a batch is a count for each class.
+A. An image is never stored n times. A batch of samples is an image expanded by a stride of zero, of which a noise makes
+   one new tensor. What is left after a batch is a count for each class.
 B. All deformations are affine maps of the coordinates, so one sampler serves them, and a class says what its parameters
    do to the 2 x 3 matrix. Of the grid of a batch, the part in x varies over columns alone and that in y over rows: one
    broadcast sum makes it, several times faster than the product of matrices behind torch's affine_grid.
@@ -16,39 +16,28 @@ C. Coordinates have -1 and 1 in the centres of the outermost pixels (align_corne
    be one. x points right and y down. Rotations turn by true angles also where an image is not square.
 D. A certificate of a deformation is about its parameters: for every |delta| below the radius, g has the same answer for
    the original deformed once, by phi + delta. An image that was resampled, saved and deformed again is another image.
-E. The seed of an image is a function of the caller's seed and its index. Rows are hence the same in whatever order, and
+E. The key of an image is the caller's seed with its index folded in. Rows are hence the same in whatever order, and
    after whatever break, they are made.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
-import sys
-import warnings
 import zlib
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from datetime import timedelta
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-
-try:
-    import torch
-except ImportError:
-    raise ImportError('compress.federated needs PyTorch: pip install "compress-kernels[torch]"') from None
+import torch
 
 from ..compressor import finite_number, positive_int
-
-ABSTAIN = -1  # in place of a class
-
-_FORMAT = 1  # of the settings beside a table
+from ..key import Key
+from .table import ABSTAIN, Certified, Table, bar
+from .training import tensor
 
 
 @dataclass(frozen=True)
@@ -62,8 +51,6 @@ class Noise(ABC):
 
     sigma: float
 
-    _in_place: ClassVar[bool] = False  # draw writes into memory that is given
-
     def __post_init__(self):
         if finite_number(self.sigma, "sigma") <= 0:
             raise ValueError(f"sigma must be positive, got {self.sigma}")
@@ -74,12 +61,12 @@ class Noise(ABC):
         return None
 
     @abstractmethod
-    def draw(self, images, generator, out=None):
+    def draw(self, images, generator):
         """Images (m, c, h, w) in [0, 1], floating-point, each perturbed by a draw of its own: for votes, where they are
         one image expanded, as for training.
 
-        generator: the torch.Generator of the draws, on the device of the images. out: memory of the shape of the
-        images, which the result may be in: use what is returned. Raises ValueError for images of another kind.
+        generator: the torch.Generator of the draws, on the device of the images. Raises ValueError for images of
+        another kind.
         """
 
     def radius(self, p):
@@ -109,13 +96,10 @@ class PixelNoise(Noise):
     array([0.    , 0.3204])
     """
 
-    _in_place = True
-
-    def draw(self, images, generator, out=None):
+    def draw(self, images, generator):
         _check_images(images)
-        if out is None:
-            out = torch.empty(images.shape, dtype=images.dtype, device=images.device)
-        return out.normal_(0, self.sigma, generator=generator).add_(images)
+        noise = torch.empty(images.shape, dtype=images.dtype, device=images.device)
+        return noise.normal_(0, self.sigma, generator=generator).add_(images)
 
 
 @dataclass(frozen=True)
@@ -162,7 +146,7 @@ class Deformation(Noise):
         grid = grid.permute(0, 2, 3, 1)
         return torch.nn.functional.grid_sample(images, grid, padding_mode="zeros", align_corners=True).to(dtype)
 
-    def draw(self, images, generator, out=None):
+    def draw(self, images, generator):
         return self.deform(images, self.sample(len(images), generator))
 
 
@@ -268,7 +252,7 @@ class Smoothed:
     batch: the most samples to have in memory.
 
     Images are tensors or arrays (c, h, w) of floating-point numbers in [0, 1]; they are taken to the device of the
-    model's parameters. seed: an integer >= 0, or a torch.Generator on that device.
+    model's parameters. seed: an integer in [0, 2^64 - 1), or a torch.Generator on that device.
 
     Raises TypeError or ValueError for arguments of another kind or range; ValueError for a model, or a part of it, in
     training mode, and for logits of another shape or with NaN among them.
@@ -330,13 +314,10 @@ class Smoothed:
 
     @torch.no_grad()
     def _votes(self, x, n, generator):
-        total, memory = torch.zeros(self.classes, dtype=torch.int64, device=x.device), None
-        if self.noise._in_place:
-            memory = torch.empty((min(n, self.batch), *x.shape), dtype=x.dtype, device=x.device)
+        total = torch.zeros(self.classes, dtype=torch.int64, device=x.device)
         for start in range(0, n, self.batch):
             m = min(self.batch, n - start)
-            noisy = self.noise.draw(x.expand(m, *x.shape), generator, out=memory if memory is None else memory[:m])
-            logits = self.model(noisy)
+            logits = self.model(self.noise.draw(x.expand(m, *x.shape), generator))
             if logits.shape != (m, self.classes):
                 raise ValueError(
                     f"the model must return {(m, self.classes)} logits for {m} images and {self.classes} classes, "
@@ -356,7 +337,7 @@ class Smoothed:
                     part = f"{name} ({type(module).__name__}) of the model" if name else "the model"
                     raise ValueError(f"{part} is in training mode: call model.eval() first")
             parameter = next((p for p in self.model.parameters() if p.is_floating_point()), None)
-        x = torch.as_tensor(x)
+        x = tensor(x)
         if parameter is not None:
             x = x.to(parameter.device)
         if x.ndim != 3 or x.numel() == 0:
@@ -368,46 +349,7 @@ class Smoothed:
             raise ValueError(f"an image must be finite, {int((~x.isfinite()).sum())} of {x.numel()} values are not")
         if isinstance(seed, torch.Generator):
             return x, seed
-        return x, _generator((positive_int(seed, "seed", least=0),), x.device)
-
-
-@dataclass(frozen=True, eq=False)
-class Certified:
-    """A row for each image that was certified: arrays of one length.
-
-    idx: its index; label: its true class; predict: the class found, or ABSTAIN; radius: certified, 0 where it abstains;
-    correct: whether predict is label; time: seconds that it took.
-    """
-
-    idx: np.ndarray
-    label: np.ndarray
-    predict: np.ndarray
-    radius: np.ndarray
-    correct: np.ndarray
-    time: np.ndarray
-
-    @classmethod
-    def read(cls, path) -> Certified:
-        """The table in a file that `certify_set` wrote, or the implementation of Cohen et al.
-
-        A last row that was cut is left out, with a RuntimeWarning that names its line. Raises ValueError for a damaged
-        one elsewhere, with the line too.
-        """
-        return cls.of(_read_rows(Path(path))[0])
-
-    @classmethod
-    def of(cls, rows) -> Certified:
-        """Of tuples (idx, label, predict, radius, correct, time)."""
-        types = (np.int64, np.int64, np.int64, np.float64, bool, np.float64)
-        columns = zip(*rows, strict=True) if rows else ((),) * len(types)
-        return cls(*(np.array(column, dtype) for column, dtype in zip(columns, types, strict=True)))
-
-    def __len__(self) -> int:
-        return len(self.idx)
-
-
-_COLUMNS = tuple(field.name for field in fields(Certified))
-_HEADER = "\t".join(_COLUMNS)
+        return x, _generator(Key(seed), x.device)
 
 
 def certify_set(
@@ -429,14 +371,14 @@ def certify_set(
     path: a TSV file with the columns of the implementation of Cohen et al., for a row as soon as it is done; radii are
         written with all their digits. Where it has rows, they are kept and the rest is done; the table is then the same
         as one made without a break, but for `time`. Settings are in a file beside it, the path with ".json" added.
-    seed: an integer >= 0, which with its index gives an image its samples.
+    seed: an integer in [0, 2^64 - 1), which with its index gives an image its samples.
     progress: show a bar on stderr, where that is a terminal and rich is installed.
 
     A last row that was cut in the middle is done again, with a RuntimeWarning that names its line.
 
-    Raises TypeError or ValueError for arguments of another kind or range; ValueError for a damaged row, with its line,
-    for rows without settings, and for those of another run: noise, n0, n, alpha, seed, every, batch, device, images,
-    labels or model's parameters, whichever differ.
+    Raises TypeError or ValueError for arguments of another kind or range; ValueError for a file of another kind, for a
+    damaged row, with its line, for rows without settings, and for those of another run: noise, n0, n, alpha, seed,
+    every, batch, device, images, labels or model (its text, parameters and buffers), whichever differ.
 
     >>> smoothed = Smoothed(lambda images: images.mean((2, 3)), PixelNoise(0.5), classes=3)
     >>> images = torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4)  # a channel each
@@ -447,8 +389,8 @@ def certify_set(
     if not isinstance(smoothed, Smoothed):
         raise TypeError(f"smoothed must be a Smoothed, got {smoothed!r}")
     n0, n, alpha = positive_int(n0, "n0"), positive_int(n, "n"), _level(alpha)
-    seed, every = positive_int(seed, "seed", least=0), positive_int(every, "every")
-    images, labels = torch.as_tensor(images), np.asarray(labels)
+    key, every = Key(seed), positive_int(every, "every")
+    images, labels = tensor(images), np.asarray(labels)
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(f"images must be (m, c, h, w) with m at least 1, got shape {tuple(images.shape)}")
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
@@ -456,45 +398,35 @@ def certify_set(
     if labels.min() < 0 or labels.max() >= smoothed.classes:
         wrong = labels[(labels < 0) | (labels >= smoothed.classes)][0]
         raise ValueError(f"labels must be in [0, {smoothed.classes}), got {wrong}")
-    first, _ = smoothed._ready(images[0], seed)  # refused before a file is touched
-    todo, rows, file = range(0, len(images), every), [], None
-    if path is not None:
-        settings = {
-            "format": _FORMAT,
-            "noise": repr(smoothed.noise),
-            "n0": n0,
-            "n": n,
-            "alpha": alpha,
-            "seed": seed,
-            "every": every,
-            "batch": smoothed.batch,
-            "device": first.device.type,
-            "images": f"{len(images)} of {list(images.shape[1:])} with crc32 {_crc(images)}",
-            "labels": f"crc32 {zlib.crc32(labels.astype('<i8')):08x}",
-            "model": _described(smoothed.model),
-        }
-        rows, file = _open_table(Path(path), settings, todo, labels)
-    try:
-        with _bar(progress, smoothed.noise, len(todo)) as show:
-            show(rows)
-            for idx in todo[len(rows) :]:
+    first, _ = smoothed._ready(images[0], key.seed)  # refused before a file is touched
+    settings = {
+        "noise": repr(smoothed.noise),
+        "n0": n0,
+        "n": n,
+        "alpha": alpha,
+        "seed": key.seed,
+        "every": every,
+        "batch": smoothed.batch,
+        "device": first.device.type,
+        "images": f"{len(images)} of {list(images.shape[1:])} with crc32 {_crc(images):08x}",
+        "labels": f"crc32 {zlib.crc32(labels.astype('<i8')):08x}",
+        "model": _described(smoothed.model),
+    }
+    todo = range(0, len(images), every)
+    with Table(path, settings, [(idx, int(labels[idx])) for idx in todo]) as table:
+        with bar(progress, repr(smoothed.noise), len(todo)) as show:
+            show(table.rows)
+            for idx in todo[len(table.rows) :]:
                 start, label = perf_counter(), int(labels[idx])
                 try:
-                    found, radius = smoothed.certify(
-                        images[idx], n0, n, alpha, seed=_generator((seed, idx), first.device)
-                    )
+                    generator = _generator(key.fold(idx), first.device)
+                    found, radius = smoothed.certify(images[idx], n0, n, alpha, seed=generator)
                 except Exception as failure:
                     failure.add_note(f"at image {idx}")
                     raise
-                rows.append((idx, label, found, radius, found == label, perf_counter() - start))
-                if file:
-                    file.write(_line(rows[-1]))
-                    file.flush()
-                show(rows)
-    finally:
-        if file:
-            file.close()
-    return Certified.of(rows)
+                table.add((idx, label, found, radius, found == label, perf_counter() - start))
+                show(table.rows)
+        return Certified.of(table.rows)
 
 
 def certified_accuracy(certified: Certified, radii) -> np.ndarray:
@@ -564,7 +496,7 @@ def _scipy(module: str):
         import scipy.special
         import scipy.stats
     except ImportError:
-        raise ImportError('certification needs SciPy: pip install "compress-kernels[bench]"') from None
+        raise ImportError('certification needs SciPy: pip install "compress-kernels[torch]"') from None
     return getattr(scipy, module)
 
 
@@ -588,10 +520,9 @@ def _axis(size: int, like):
     return torch.linspace(-1, 1, size, dtype=like.dtype, device=like.device)
 
 
-def _generator(words: tuple[int, ...], device):
-    """torch's own seeding keeps 32 bits of an integer on a CPU, and says so of none: these are well mixed."""
-    seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
-    return torch.Generator(device).manual_seed(seed)
+def _generator(key: Key, device):
+    """torch's own seeding keeps 32 bits of an integer on a CPU, and says so of none: those of a key are well mixed."""
+    return torch.Generator(device).manual_seed(key.word)
 
 
 def _some(certified: Certified, least: int = 1) -> Certified:
@@ -600,134 +531,21 @@ def _some(certified: Certified, least: int = 1) -> Certified:
     return certified
 
 
-def _crc(tensor, start: int = 0) -> str:
-    plain = tensor.detach().cpu().contiguous().reshape(-1)
-    return f"{zlib.crc32(plain.view(torch.uint8).numpy(), start):08x}"
+def _crc(values, start: int = 0) -> int:
+    plain = values.detach().cpu().contiguous().reshape(-1)
+    return zlib.crc32(plain.view(torch.uint8).numpy(), start)
 
 
 def _described(model) -> str:
-    """What a model is, without its address: a module's parameters and buffers tell it, a function's name alone."""
+    """What a model is, without its address: its text, parameters and buffers tell a module, its name alone a function.
+
+    Buffers that are not persistent are no part of a state_dict, but of what a model says.
+    """
     if not isinstance(model, torch.nn.Module):
         return getattr(model, "__qualname__", type(model).__qualname__)
-    crc = 0
-    for name, value in model.state_dict().items():
+    crc = zlib.crc32(re.sub(" at 0x[0-9a-f]+", "", repr(model)).encode())
+    for name, value in [*model.state_dict().items(), *model.named_buffers()]:
         crc = zlib.crc32(name.encode(), crc)
         if isinstance(value, torch.Tensor):
-            crc = int(_crc(value, crc), 16)
+            crc = _crc(value, crc)
     return f"{type(model).__qualname__} with crc32 {crc:08x}"
-
-
-def _line(row) -> str:
-    idx, label, found, radius, correct, seconds = row
-    return f"{idx}\t{label}\t{found}\t{radius!r}\t{correct:d}\t{timedelta(seconds=seconds)}\n"
-
-
-_TIME = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
-
-
-def _parsed(line: str):
-    """A row from its line. Raises ValueError, which says what is wrong."""
-    parts = line.split("\t")
-    if len(parts) != len(_COLUMNS):
-        raise ValueError(f"{len(parts)} columns, {len(_COLUMNS)} are needed")
-    idx, label, found, correct = (int(parts[i]) for i in (0, 1, 2, 4))
-    radius, time = float(parts[3]), _TIME.fullmatch(parts[5])
-    if not time:
-        raise ValueError(f"{parts[5]!r} is not a time")
-    if not 0 <= radius < np.inf or found < ABSTAIN or correct != (found == label):
-        raise ValueError("the values do not go together")
-    days, hours, minutes, seconds = time.groups()
-    took = timedelta(int(days or 0), hours=int(hours), minutes=int(minutes), seconds=float(seconds))
-    return idx, label, found, radius, bool(correct), took.total_seconds()
-
-
-def _read_rows(path: Path):
-    """(rows, the bytes that hold them and the header) of a table; a last line without its end is left out."""
-    *lines, cut = path.read_bytes().split(b"\n")
-    if cut:
-        warnings.warn(
-            f"{path}, line {len(lines) + 1}, was cut in the middle and is left out: {cut[:80]!r}",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            text = line.decode("ascii")
-            if number > 1:
-                rows.append(_parsed(text))
-            elif text != _HEADER:
-                raise ValueError(f"the header must be {_HEADER!r}, got {text[:80]!r}")
-        except ValueError as failure:
-            raise ValueError(f"{path}, line {number}, is damaged: {failure}") from failure
-    return rows, sum(len(line) + 1 for line in lines)
-
-
-def _open_table(path: Path, settings: dict, todo: range, labels):
-    """(rows found, the file open for the next one). Nothing is written before all that is found is known to fit."""
-    beside, rows, size = path.with_name(f"{path.name}.json"), [], 0
-    if path.exists():
-        rows, size = _read_rows(path)
-    if rows:
-        try:
-            saved = json.loads(beside.read_text())
-            differ = [
-                f"{name} was {saved.get(name)}, is {value}"
-                for name, value in settings.items()
-                if saved.get(name) != value
-            ]
-        except FileNotFoundError:
-            raise ValueError(f"{path} has rows, but {beside.name}, which says of what run, is missing") from None
-        except (ValueError, AttributeError) as failure:
-            raise ValueError(f"{beside} is damaged: {failure}") from failure
-        if differ:
-            raise ValueError(f"{path} is of another run: {'; '.join(differ)}")
-        for number, row in enumerate(rows, 2):
-            place = number - 2
-            if place >= len(todo) or row[0] != todo[place] or row[1] != labels[row[0]]:
-                raise ValueError(f"{path}, line {number}, is damaged: image {row[0]} of label {row[1]} is not next")
-    else:
-        temporary = beside.with_name(f"{beside.name}.tmp")
-        temporary.write_text(json.dumps(settings, indent=1) + "\n")
-        temporary.replace(beside)
-    file = open(path, "a", encoding="ascii", newline="\n")
-    file.truncate(size)
-    if not size:
-        file.write(f"{_HEADER}\n")
-        file.flush()
-    return rows, file
-
-
-@contextmanager
-def _bar(wanted: bool, noise: Noise, total: int):
-    """Gives the function that shows rows on a bar, if it is wanted and there is a terminal and rich."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError:
-        wanted = False
-    if not (wanted and sys.stderr.isatty()):
-        yield lambda rows: None
-        return
-    text = TextColumn("accuracy {task.fields[accuracy]:.3f}, radius {task.fields[radius]:.3g}")
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), text, TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as bar:
-        task, due, seen, right, sum_of_radii = (
-            bar.add_task(repr(noise), total=total, accuracy=0, radius=0),
-            0.0,
-            0,
-            0,
-            0,
-        )
-
-        def show(rows):
-            nonlocal due, seen, right, sum_of_radii
-            for *_, radius, correct, _ in rows[seen:]:
-                right, sum_of_radii = right + correct, sum_of_radii + radius * correct
-            seen = len(rows)
-            if seen == total or perf_counter() >= due:
-                figures = {"accuracy": right / max(seen, 1), "radius": sum_of_radii / max(seen, 1)}
-                bar.update(task, completed=seen, refresh=True, **figures)
-                due = perf_counter() + 0.1
-
-        yield show

@@ -73,7 +73,8 @@ class LocalTraining:
         last call has left there; momentum, a tensor for each parameter, and epochs done. key: of the round and the
         client; the same key gives the same steps.
 
-        Raises ValueError without examples, and where the loss is not finite; state is then as it was.
+        Raises ValueError without examples, for the state of a model of other parameters, and where the loss is not
+        finite; state is then as it was.
         """
         m = len(labels)
         if not m:
@@ -83,8 +84,8 @@ class LocalTraining:
         device = parameters[0].device
         noise = torch.Generator(device).manual_seed(key.fold(_NOISE).word % 2**63)
         optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
-        if self.momentum:
-            for p, buffer in zip(parameters, state.get("momentum", ()), strict=False):
+        if self.momentum and "momentum" in state:
+            for p, buffer in zip(parameters, state["momentum"], strict=True):
                 optimizer.state[p]["momentum_buffer"] = buffer.to(p, copy=True)
         done, model, losses = state.get("epochs", 0), model.train(), []
         with _seeded(device, key.fold(_MODEL).word % 2**63):
@@ -157,6 +158,10 @@ class Layout:
     def _buffers(self, model):
         return [model.get_buffer(name) for name in self._floats]
 
+    def places(self, model) -> list:
+        """The tensors of a model where these numbers are, parameters and then statistics."""
+        return [*self._parameters(model), *self._buffers(model)]
+
     def read(self, model) -> tuple[np.ndarray, np.ndarray]:
         """(x, statistics): float32 (d,) and (s,), copies."""
         return _joined(self._parameters(model)), _joined(self._buffers(model))
@@ -223,21 +228,20 @@ def interpolate(share: float, local, other):
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must lie in [0, 1], got {share}")
-    layouts = Layout(local), Layout(other)
-    if any(getattr(layouts[0], each) != getattr(layouts[1], each) for each in ("shapes", "shapes_of_statistics")):
-        raise ValueError(f"models of other shapes cannot be mixed: {layouts[0].d} and {layouts[1].d} parameters")
+    one, two = Layout(local), Layout(other)
+    if (one.shapes, one.shapes_of_statistics) != (two.shapes, two.shapes_of_statistics):
+        raise ValueError(f"models of other shapes cannot be mixed: {one.d} and {two.d} parameters")
     mixed = copy.deepcopy(other)
     with torch.no_grad():
-        for part in (Layout._parameters, Layout._buffers):
-            for theirs, here in zip(part(layouts[0], local), part(layouts[1], mixed), strict=True):
-                here.lerp_(theirs.to(here), share)  # exact at both ends
+        for theirs, here in zip(one.places(local), two.places(mixed), strict=True):
+            here.lerp_(theirs.to(here), share)  # exact at both ends
     return mixed.eval()
 
 
 def tensors(images, labels):
     """(images, labels) as tensors of float32 and int64; ValueError unless there are as many of both, and labels are
     whole numbers."""
-    images, labels = (_tensor(each) for each in (images, labels))
+    images, labels = (tensor(each) for each in (images, labels))
     if images.ndim < 2 or labels.ndim != 1 or len(images) != len(labels):
         raise ValueError(f"images of shape {tuple(images.shape)} and labels of shape {tuple(labels.shape)}")
     whole = labels.long()
@@ -246,7 +250,8 @@ def tensors(images, labels):
     return images.float(), whole
 
 
-def _tensor(values):
+def tensor(values):
+    """Values as a tensor, sharing memory where that may be written to."""
     if isinstance(values, np.ndarray) and not values.flags.writeable:
         values = values.copy()  # torch has no tensors that are read only
     return torch.as_tensor(values)
