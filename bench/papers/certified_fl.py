@@ -211,6 +211,11 @@ def of_mixture(scale, seed, strength):
     }
 
 
+def compared(split):
+    """Names of LINKS: 4 bits, which the bar of bits is not about, with equal shards only."""
+    return [name for name in LINKS if split == "equal" or name != "4 bits"]
+
+
 def of_links(scale, seed, split, name):
     world = World(scale, seed, split)
     fed = world.federate(LINKED, LINKS[name])
@@ -397,23 +402,24 @@ def federated(found, scale, noises, name):
 
 def nominal(found, scale):
     """FedAvg without noise."""
-    told, tuning, gaps, good = [], [], {}, True
+    told, tuning, gaps, good, cleans = [], [], {}, True, {}
     plain = np.mean([found["clean", None, "FedAvg", seed] for seed in range(scale.seeds)])
     for noise in scale.noises:
         fed, bare, tuned = (tables(found, noise, s, seeds=scale.seeds) for s in ("FedAvg", "nominal", "nominal, tuned"))
-        clean = np.mean([found["clean", noise, "FedAvg", seed] for seed in range(scale.seeds)])
+        clean = cleans[noise] = np.mean([found["clean", noise, "FedAvg", seed] for seed in range(scale.seeds)])
         far = 0.5 * cap(noise, scale.n)
         below, above = (float(curve(rows, [far])[0]) for rows in (bare, fed))
-        good &= bool(below < above and (plain >= clean or noise not in PIXELS))
+        good &= below < above
         told.append(f"{label(noise)}: {clean:.1%} clean; at radius {far:.2f}, {below:.1%} against {above:.1%}")
         gap = gaps[noise] = Gap.of(tuned, bare)
         tuning.append(f"{label(noise)}: {pooled(bare).mean():.4f}, {gap}; augmented FedAvg {pooled(fed).mean():.4f}")
     return [
         Check(
-            "FedAvg without noise has the lower certified accuracy at half the largest radius, and is at least as "
-            "accurate on clean images as FedAvg with pixel noise (with deformations too, or not: they are also data)",
+            "FedAvg without noise has the lower certified accuracy at half the largest radius, under every noise, and "
+            f"is more accurate on clean images than FedAvg with {label(PIXELS[-1])}. Not confirmed: that it is, than "
+            "with less noise",
             f"nominal {plain:.1%} clean; augmented " + "; ".join(told),
-            good,
+            bool(good and plain > cleans[PIXELS[-1]] and not all(plain > cleans[noise] for noise in PIXELS)),
         ),
         Check(
             f"Fine-tuning it with noise for 15 epochs, at clients, raises its ACR at {label(PIXELS[-1])} (more than "
@@ -484,13 +490,13 @@ def sweeps(found, scale):
 
 def linked(found, scale, split):
     """Compressed links against float32."""
-    seeds, told, rows, points, good = range(scale.seeds), [], {}, {}, True
-    for name in LINKS:
+    seeds, names, told, rows, points, good = range(scale.seeds), compared(split), [], {}, {}, True
+    for name in names:
         at = (LINKED, "FedAvg") if (split, name) == ("equal", "float32") else ("links", split, name)
         rows[name] = tables(found, *at, seeds=scale.seeds)
-    total = {name: sum(sum(found["bits", split, name, seed]) for seed in seeds) for name in LINKS}
+    total = {name: sum(sum(found["bits", split, name, seed]) for seed in seeds) for name in names}
     bar = acr_error(joined(rows["float32"]))
-    for name in LINKS:
+    for name in names:
         share, mean = total["float32"] / total[name], float(pooled(rows[name]).mean())
         each = total[name] / 8e3 / CLIENTS / scale.rounds / scale.seeds
         said = f"{name}: ACR {mean:.4f}"
@@ -654,7 +660,7 @@ def jobs(scale):
     yield from ((of_noise, seed, noise) for noise in sorted(scale.noises, key=lambda n: n != SWEPT) for seed in seeds)
     yield from ((of_nominal, seed) for seed in seeds)
     for split in SPLITS:
-        names = [name for name in LINKS if (split, name) != ("equal", "float32")]
+        names = [name for name in compared(split) if (split, name) != ("equal", "float32")]
         yield from ((of_links, seed, split, name) for name in names for seed in seeds)
     yield from ((of_mixture, seed, strength) for strength in LAMBDAS for seed in seeds)
     pieces = 4
