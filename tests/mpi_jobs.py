@@ -80,7 +80,7 @@ def federated():
         rows += fed.run(2)
         expected = local.run(5)
         assert [row._replace(seconds=0) for row in rows] == [row._replace(seconds=0) for row in expected]
-        assert any(row.left_out for row in rows) and any("Target 7" in str(row) for row in rows)
+        assert any(row.left_out for row in rows) and any("to 7, the model" in str(row) for row in rows)
         assert comm.ledger == local.comm.ledger
         assert list(fed.clients) == list(comm.workers)
         resumed.run(2)

@@ -80,8 +80,8 @@ def test_without_compression_it_is_federated_averaging(weights):
             order = np.random.Generator(np.random.Philox(key=key_of(fed, round, i).fold(0x62).word))
             for _ in range(2):
                 lr, rows, loss_sum = 0.1 * 0.3 ** (epochs[i] // 3), order.permutation(len(labels)), 0
-                for start in range(0, len(rows), 16):
-                    batch = rows[start : start + 16]
+                starts = [start for start in range(0, len(rows), 16) if start == 0 or len(rows) - start > 1]
+                for batch in np.split(rows, starts[1:]):  # 17 are one batch
                     local.zero_grad()
                     loss = functional.cross_entropy(local(torch.tensor(images[batch])), torch.tensor(labels[batch]))
                     loss.backward()
@@ -220,6 +220,9 @@ def test_a_personal_model_that_is_not_there_is_named():
     fed.personal(0)
     with pytest.raises(ValueError, match="client 2 has no model of its own"):
         fed.personal(2)
+    for i in (9, -1):
+        with pytest.raises(ValueError, match=rf"client {i} is not hosted here: clients are range\(0, 3\)"):
+            fed.personal(i)
     with pytest.raises(ValueError, match="there is no mixture"):
         FedAvg(net(), data(), LocalTraining()).personal(0)
 
@@ -313,8 +316,8 @@ def test_whatever_fails_is_named_and_the_round_goes_on():
     fed = FedAvg(net(), shards, failing(4, OSError("disk is full")), KASHIN, drops=lambda r, i: i == 5)
     row = fed.run(2)[-1]
     assert row.clients == [0, 6] and list(row.left_out) == [1, 2, 3, 4, 5]
-    assert row.left_out[1] == "ValueError: the loss is nan in epoch 1: a smaller lr than 0.1 may help"
-    assert "IndexError: Target" in row.left_out[2]
+    assert row.left_out[1] == "ValueError: the loss is nan in epoch 1: 1 of 11 images have NaN or Inf"
+    assert row.left_out[2] == "ValueError: labels are from 3 to 5, the model has classes from 0 to 2"
     assert "RuntimeError" in row.left_out[3]
     assert row.left_out[4] == "OSError: disk is full" and row.left_out[5] == "no answer"
     assert math.isfinite(row.loss) and np.isfinite(vectors(fed.model)).all()
@@ -419,6 +422,115 @@ def test_where_all_fail_the_model_stays():
     assert fed.run(1)[0].clients == [0, 1, 2]
 
 
+def test_where_all_who_were_heard_fail_the_run_ends_and_can_go_on():
+    """A mistake in the program would otherwise look like a run whose losses are NaN."""
+    mended = []
+
+    class Wrong(LocalTraining):
+        def __call__(self, model, *rest):
+            if not mended:
+                raise AttributeError("no such layer")
+            return super().__call__(model, *rest)
+
+    fed = FedAvg(net(), data(), Wrong(), KASHIN, drops=lambda r, i: i == 2)
+    before = vectors(fed.model)
+    with pytest.raises(RuntimeError, match="round 1: client 0: AttributeError: no such layer; client 1: Attr"):
+        fed.run(3)
+    assert [row.clients for row in fed.rounds] == [[]] and vectors(fed.model).tobytes() == before.tobytes()
+    mended.append(True)
+    assert [row.clients for row in fed.run(2)] == [[0, 1]] * 2
+
+
+def test_a_batch_of_one_is_not_left_alone():
+    class Seen(nn.Flatten):
+        def forward(self, x):
+            if self.training:
+                seen.append(len(x))
+            return super().forward(x)
+
+    def norm():
+        torch.manual_seed(0)
+        return nn.Sequential(Seen(), nn.Linear(16, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+    training = LocalTraining(batch=8)
+    for m, sizes in ((17, [8, 9]), (9, [9]), (8, [8]), (18, [8, 8, 2]), (7, [7])):
+        seen = []
+        (row,) = FedAvg(norm(), data(sizes=[m]), training).run(1)
+        assert seen == sizes and row.clients == [0]
+        assert training.time(m, 0, norm()) == pytest.approx(0.1 * len(sizes))
+        assert training.time(m) == pytest.approx(0.1 * -(-m // 8))
+    seen = []
+    LocalTraining(batch=8)(nn.Sequential(Seen(), nn.Linear(16, 3)), *tensors(*data(m=17)[0]), {}, compress.Key(0))
+    assert seen == [8, 8, 1]  # without BatchNorm one image is as good as many
+    LocalTraining(batch=1)(net(norm=False), *tensors(*data(m=3)[0]), {}, compress.Key(0))
+    with pytest.raises(RuntimeError, match=r"training on one image a step, of 1 with batch 8: .*more than 1 value"):
+        FedAvg(norm(), data(sizes=[1]), training).run(1)
+    with pytest.raises(RuntimeError, match=r"training on one image a step, of 3 with batch 1: .*more than 1 value"):
+        FedAvg(norm(), data(sizes=[3]), LocalTraining(batch=1)).run(1)
+
+
+@pytest.mark.parametrize("label, said", [(-100, "from -100 to"), (11, "to 11")])
+def test_labels_that_are_no_class_are_named(label, said):
+    images, labels = data()[0]
+    labels = labels.copy()
+    labels[5] = label
+    with pytest.raises(ValueError, match=rf"labels are .*{said}.*, the model has classes from 0 to 2"):
+        fine_tune(net(), images, labels, LocalTraining())
+
+
+def test_a_loss_that_is_not_finite_is_laid_to_images_first():
+    images, labels = data()[0]
+    training = LocalTraining(lr=1e30, epochs=9)
+    with pytest.raises(ValueError, match=r"a smaller lr than 1e\+30 may help"):
+        fine_tune(net(norm=False), images, labels, training)
+    with pytest.raises(ValueError, match="the loss is nan in epoch 1: 1 of 40 images have NaN or Inf"):
+        fine_tune(net(norm=False), with_nan(images), labels, training)
+
+
+def test_a_round_survives_what_its_evaluation_raises():
+    def evaluate(model):
+        raise OSError("disk is full")
+
+    fed = FedAvg(net(), data(), LocalTraining())
+    with pytest.raises(OSError, match="disk"):
+        fed.run(2, evaluate)
+    assert [(row.round, row.clients, row.metrics) for row in fed.rounds] == [(1, [0, 1, 2], {})]
+    assert fed.run(1, lambda model: {"a": 1})[0].metrics == {"a": 1} == fed.rounds[1].metrics
+
+
+def test_what_drops_raises_leaves_no_trace():
+    def drops(round, i):
+        if not mended:
+            raise KeyError(i)
+        return i == 1
+
+    mended = []
+    fed = FedAvg(net(), data(), LocalTraining(), KASHIN, drops=drops)
+    with pytest.raises(KeyError):
+        fed.run(1)
+    assert fed.comm.ledger == compress.Ledger() and fed.server.round == 0 and not fed.rounds
+    mended.append(True)
+    other = FedAvg(net(), data(), LocalTraining(), KASHIN, drops=lambda r, i: i == 1)
+    assert [row[:6] for row in fed.run(2)] == [row[:6] for row in other.run(2)]
+
+
+def test_an_interrupted_round_is_as_if_its_answers_were_lost():
+    class Interrupted(LocalTraining):
+        def __call__(self, model, images, labels, *rest):
+            if len(labels) == 11 and fed.server.round == 2:
+                raise KeyboardInterrupt
+            return super().__call__(model, images, labels, *rest)
+
+    fed = FedAvg(net(), shards_of_10(), Interrupted(), KASHIN)
+    with pytest.raises(KeyboardInterrupt):
+        fed.run(3)
+    fed.run(1)
+    assert [row.round for row in fed.rounds] == [1, 3] and fed.rounds[1].clients == [0, 1, 2]
+    other = FedAvg(net(), shards_of_10(), LocalTraining(), KASHIN, drops=lambda r, i: r == 2)
+    other.run(3)
+    assert vectors(fed.server_model).tobytes() == vectors(other.server_model).tobytes()
+
+
 def test_updates_that_overflow_are_named():
     def explode(model):
         with torch.no_grad():
@@ -426,9 +538,9 @@ def test_updates_that_overflow_are_named():
             model[-1].bias[1:] = -3e38
 
     fed = FedAvg(net(), data(sizes=[10]), failing(0, explode), Links())
-    with np.errstate(all="ignore"):
-        rows = fed.run(3)
-    assert any(row.left_out for row in rows) and np.isfinite(vectors(fed.model)).all()
+    with np.errstate(all="ignore"), pytest.raises(RuntimeError, match=r"client 0: .*(finite|inf|nan)"):
+        fed.run(3)
+    assert fed.rounds[-1].left_out and np.isfinite(vectors(fed.model)).all()
 
 
 def test_raise_names_all_and_keeps_the_row():
@@ -476,6 +588,14 @@ def test_a_sample_takes_part():
         ({"sample": 4}, ValueError, r"sample must be in \[1, 3\], got 4"),
         ({"mixture": -1}, ValueError, "mixture must be at least 0, got -1"),
         ({"mixture": math.nan}, ValueError, "mixture must be at least 0, got nan"),
+        ({"mixture": "1"}, TypeError, "mixture must be a number or None, got '1'"),
+        ({"mixture": True}, TypeError, "mixture must be a number or None, got True"),
+        ({"model": "net"}, TypeError, "model must be a Module, got 'net'"),
+        ({"training": 0.1}, TypeError, "training must be a LocalTraining, got 0.1"),
+        ({"links": compress.Eden(1)}, TypeError, r"links must be a Links, got Eden\("),
+        ({"comm": 3}, TypeError, "comm must be a Communicator, got 3"),
+        ({"drops": 0.5}, TypeError, "drops must be a function"),
+        ({"shards": []}, ValueError, "there are no shards"),
         ({"weights": "size"}, ValueError, "weights must be one of examples, uniform, got 'size'"),
         ({"on_failure": "ignore"}, ValueError, "on_failure must be one of"),
         ({"comm": compress.Local(2)}, ValueError, "3 shards, and a communicator of 2 workers"),
@@ -485,7 +605,7 @@ def test_a_sample_takes_part():
 )
 def test_parameters_are_checked(named, error, said):
     with pytest.raises(error, match=said):
-        FedAvg(net(), data(), LocalTraining(), **named)
+        FedAvg(**{"model": net(), "shards": data(), "training": LocalTraining()} | named)
 
 
 @pytest.mark.parametrize(
@@ -494,7 +614,11 @@ def test_parameters_are_checked(named, error, said):
         ((np.zeros((0, 1, 4, 4)), []), "shard 1 is empty: every client needs an example"),
         ((np.zeros((3, 1, 4, 4)), [0, 1]), r"shard 1: images of shape \(3, 1, 4, 4\) and labels of shape \(2,\)"),
         ((np.zeros((2, 1, 4, 4)), [0.5, 1]), "shard 1: labels must be whole numbers"),
-        (np.zeros(3), "shard 1"),
+        (np.zeros(3), r"shard 1: it must be a pair \(images, labels\), got a ndarray"),
+        (np.zeros((2, 2, 4)), "shard 1: it must be a pair"),
+        (torch.utils.data.TensorDataset(torch.zeros(2, 1), torch.zeros(2)), "shard 1: it must be a pair .* TensorDat"),
+        ((np.zeros((2, 1, 4, 4)), [0, 1], [0, 1]), "shard 1: it must be a pair .* got a tuple of 3"),
+        ((np.zeros((2, 1, 4, 4), np.uint8), [0, 1]), "shard 1: images must be of floats, got torch.uint8: .* by 255"),
     ],
 )
 def test_shards_are_checked(shard, said):
@@ -585,6 +709,8 @@ def test_a_saved_run_goes_on_to_the_same_bits(memory, mixture):
 def test_a_state_of_another_federation_is_refused():
     fed = FedAvg(net(), data(), LocalTraining(), KASHIN)
     before = fed.state_dict()
+    with pytest.raises(ValueError, match="no state of a FedAvg: it has no server, clients"):
+        fed.load_state_dict({})
     with pytest.raises(ValueError, match=r"clients \[0, 1, 2, 3\], here are \[0, 1, 2\]"):
         fed.load_state_dict(FedAvg(net(), data(4), LocalTraining(), KASHIN).state_dict())
     with pytest.raises(ValueError, match="seed 1"):
@@ -695,6 +821,16 @@ def test_models_of_float64_train_in_float64(mixture):
     rows = fed.run(4)
     assert rows[-1].loss < 0.5 * rows[0].loss and fed.model[1].weight.dtype == torch.float64
     assert fed.clients[0].optimizer["momentum"][0].dtype == torch.float64
+
+
+def test_images_are_taken_to_the_floats_of_the_model():
+    model, (images, labels) = net().double(), data()[0]
+    (row,) = FedAvg(model, [(images, labels)], LocalTraining()).run(1)
+    tuned = fine_tune(model, images, labels, LocalTraining(lr=0.3, epochs=5))
+    assert row.clients == [0] and tuned[0].weight.dtype == torch.float64
+    assert accuracy(tuned, images, labels) > 0.9
+    with pytest.raises(TypeError, match=r"got torch\.int64"):
+        accuracy(tuned, images.astype(np.int64), labels)
 
 
 def test_counts_of_batches_are_a_clients_own():
@@ -838,7 +974,7 @@ def test_accuracy_counts_in_eval_mode_and_leaves_modes():
             return functional.one_hot(x.flatten(1)[:, 0].long(), 4).float()
 
     model = Says()
-    images = np.arange(10).reshape(-1, 1) % 4
+    images = np.arange(10.0).reshape(-1, 1) % 4
     images.flags.writeable = False
     labels = np.where(np.arange(10) < 7, images[:, 0], 3 - images[:, 0])
     assert accuracy(model, images, labels, batch=4) == 0.7

@@ -344,6 +344,26 @@ FAILURES = {
 }
 
 
+@pytest.mark.parametrize(
+    "said, loss, metrics",
+    [
+        ({"loss": 0.5, "acc": 0.25}, 0.5, {"acc": 0.25}),
+        ({"train_loss": 0.25}, 0.25, {}),
+        ({"loss": 0.5, "train_loss": 0.25}, 0.5, {"train_loss": 0.25}),
+        ({"loss": [0.5, 1.5]}, None, {"loss": [0.5, 1.5]}),
+    ],
+)
+def test_the_loss_of_a_row_is_said_once(said, loss, metrics):
+    def says(message, arrays, _):
+        return reply_of(message, arrays, MetricRecord({"num-examples": 5} | said))
+
+    strategy = strategy_of(LINKS["plain"])
+    run(strategy, Federation(LINKS["plain"], spoil=dict.fromkeys((100, 101, 102), says)), 1)
+    (row,) = strategy.rounds
+    assert np.isnan(row.loss) if loss is None else row.loss == loss
+    assert row.metrics == metrics and str(row).count(f"loss {row.loss:.4g}") == 1
+
+
 @pytest.mark.parametrize("memory", ["error", "shift"])
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_client_that_fails_is_left_out_by_name(failure, memory, caplog):
@@ -645,6 +665,10 @@ def test_wrong_parameters():
         CompressedFedAvg(compress.Kashin(3))
     with pytest.raises(ValueError, match="seed"):
         CompressedFedAvg(seed=-1)
+    with pytest.raises(TypeError, match="seed must be an integer, got 'a'"):
+        compressed(Links(), seed="a")
+    with pytest.raises(ValueError, match="no state of a CompressedFedAvg: it has no server, names"):
+        CompressedFedAvg().load_state_dict({})
 
 
 # Real processes

@@ -319,6 +319,10 @@ def test_states_of_others_are_refused():
         server.load_state_dict(ends(PLAIN, 2)[0].state_dict())
     with pytest.raises(ValueError, match="Eden"):
         client.load_state_dict(ends(KINDS["eden, error"])[1][0].state_dict())
+    with pytest.raises(ValueError, match="no state of a server's links: it has no config, round"):
+        server.load_state_dict({})
+    with pytest.raises(ValueError, match="no state of the link of client 0: it has no pending"):
+        client.load_state_dict({k: v for k, v in client.state_dict().items() if k != "pending"})
 
 
 @ALL
@@ -650,8 +654,12 @@ def test_links_that_cannot_be_are_named():
     with pytest.raises(ValueError, match="memory must be one of error, shift, none, got 'all'"):
         Links(memory="all")
     without = Links(compress.Trellis(2, unbiased=True))  # it has no omega
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r'up = Trellis\(.* take its biased form, or memory="none"'):
         ends(without)
+    with pytest.raises(TypeError, match=r"up = Trellis\(.* take its biased form"):
+        ends(Links(compress.Trellis(2, unbiased=True), memory="shift"))
+    with pytest.raises(TypeError, match=r"down = Trellis\(.* take its biased form$"):
+        ends(Links(down=compress.Trellis(2, unbiased=True), memory="none"))
     assert ends(Links(compress.Trellis(2, unbiased=True), memory="none"))
     with pytest.raises(ValueError, match="seed must lie"):
         ends(PLAIN, seed=-1)

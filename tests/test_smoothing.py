@@ -210,30 +210,31 @@ def test_parameters_of_another_shape():
 
 
 class Linear(nn.Module):
-    """Class 1 where the pixels' weighted sum is positive: |margin| is the radius."""
+    """Class 1 where the weighted sum of the pixels, less 0.5 each, is positive: |margin| is the radius."""
 
     def __init__(self, weights):
         super().__init__()
         self.weights = nn.Parameter(weights / weights.norm())
 
     def forward(self, images):
-        score = images.flatten(1) @ self.weights
+        score = (images.flatten(1) - 0.5) @ self.weights
         return torch.stack([torch.zeros_like(score), score], 1)
 
 
 WEIGHTS = torch.tensor([3.0, -1.0, 2.0, 0.5])
 LINEAR = Linear(WEIGHTS).eval()
+SIGMA = 0.2  # pixels of images within 3 sigma of the plane are in [0, 1]
 
 
 def at_margin(margin):
-    return (margin * WEIGHTS / WEIGHTS.norm()).reshape(1, 2, 2)
+    return (0.5 + margin * WEIGHTS / WEIGHTS.norm()).reshape(1, 2, 2)
 
 
 def test_coverage_over_20_000_inputs():
     """A certificate is broken where the class is not the true one, or the radius beyond the margin."""
-    inputs, alpha, sigma = 20_000, 0.05, 0.5
-    smoothed = Smoothed(LINEAR, PixelNoise(sigma), 2, batch=400)
-    margins = np.random.default_rng(3).uniform(-2.5 * sigma, 2.5 * sigma, inputs)
+    inputs, alpha = 20_000, 0.05
+    smoothed = Smoothed(LINEAR, PixelNoise(SIGMA), 2, batch=400)
+    margins = np.random.default_rng(3).uniform(-2.5 * SIGMA, 2.5 * SIGMA, inputs)
     shared, broken, abstained = generator(11), 0, 0
     for margin in margins:
         found, radius = smoothed.certify(at_margin(margin), 30, 400, alpha, seed=shared)
@@ -258,10 +259,11 @@ def test_coverage_of_the_bound(n, alpha):
 
 
 def test_predict_is_rarely_wrong_and_abstains_between():
-    smoothed, shared, alpha, inputs = Smoothed(LINEAR, PixelNoise(0.5), 2), generator(2), 0.05, 1000
-    close = [smoothed.predict(at_margin(0.002), 200, alpha, seed=shared) for _ in range(inputs)]
+    smoothed, shared, alpha, inputs = Smoothed(LINEAR, PixelNoise(SIGMA), 2), generator(2), 0.05, 1000
+    close = [smoothed.predict(at_margin(0.004 * SIGMA), 200, alpha, seed=shared) for _ in range(inputs)]
     assert within(close.count(0), inputs, alpha) and close.count(ABSTAIN) > 0.9 * inputs
-    assert all(smoothed.predict(at_margin(m), 200, alpha, seed=shared) == (m > 0) for m in (-1, -0.5, 0.5, 1))
+    far = [m * SIGMA for m in (-2, -1, 1, 2)]
+    assert all(smoothed.predict(at_margin(m), 200, alpha, seed=shared) == (m > 0) for m in far)
 
 
 def votes(counts):
@@ -335,7 +337,7 @@ def test_arrays_that_are_read_only():
     torch.set_warn_always(True)  # or else a warning, here an error, is for the first of a process alone
     try:
         certified = table(images=images)
-        assert Smoothed(LINEAR, PixelNoise(0.5), 2).certify(images[5], 10, 100, seed=0)[0] == 1
+        assert Smoothed(LINEAR, PixelNoise(SIGMA), 2).certify(images[5], 10, 100, seed=0)[0] == 1
     finally:
         torch.set_warn_always(False)
     assert same(certified, table())
@@ -344,7 +346,7 @@ def test_arrays_that_are_read_only():
 def test_a_batch_size_that_divides_nothing_counts_all():
     smoothed = Smoothed(LINEAR, Rotation(0.1), 2, batch=7)
     assert smoothed.counts(at_margin(0.1), 100, seed=0).sum() == 100
-    assert smoothed.certify(at_margin(5.0), 10, 100, seed=1) == smoothed.certify(at_margin(5.0), 10, 100, seed=1)
+    assert smoothed.certify(at_margin(0.6), 10, 100, seed=1) == smoothed.certify(at_margin(0.6), 10, 100, seed=1)
 
 
 # Deformations: a classifier that reads the parameters off the image has a true radius too
@@ -541,14 +543,14 @@ def test_a_model_in_training_mode_is_refused():
     ],
 )
 def test_bad_arguments(arguments, error, message):
-    smoothed = Smoothed(LINEAR, PixelNoise(0.5), 2)
+    smoothed = Smoothed(LINEAR, PixelNoise(SIGMA), 2)
     with pytest.raises(error, match=message):
-        smoothed.certify(at_margin(1.0), **{"n": 10, "seed": 0} | arguments)
+        smoothed.certify(at_margin(0.4), **{"n": 10, "seed": 0} | arguments)
     with pytest.raises(error, match=message):
-        certify_set(smoothed, at_margin(1.0)[None], [0], **{"n": 10, "seed": 0} | arguments)
+        certify_set(smoothed, at_margin(0.4)[None], [0], **{"n": 10, "seed": 0} | arguments)
     if "n0" not in arguments:
         with pytest.raises(error, match=message):
-            smoothed.predict(at_margin(1.0), **{"n": 10, "seed": 0} | arguments)
+            smoothed.predict(at_margin(0.4), **{"n": 10, "seed": 0} | arguments)
 
 
 @pytest.mark.parametrize(
@@ -560,17 +562,22 @@ def test_bad_arguments(arguments, error, message):
         (torch.zeros(1, 2, 2, dtype=torch.uint8), r"torch.float32, as the model's parameters are, got torch.uint8"),
         (torch.zeros(1, 2, 2, dtype=torch.float64), "got torch.float64"),
         (torch.tensor([[[1.0, math.nan], [0.0, math.inf]]]), "finite, 2 of 4 values are not"),
+        (255 * torch.eye(2)[None], r"an image must be in \[0, 1\], got values from 0\.0 to 255\.0"),
+        (torch.eye(2)[None] - 0.5, r"an image must be in \[0, 1\], got values from -0\.5 to 0\.5"),
+        (1 + 2**-23 * torch.eye(2)[None], r"an image must be in \[0, 1\], got values from 1\.0 to 1\.0000001"),
     ],
 )
 def test_bad_images(image, message):
-    with pytest.raises(ValueError, match=message):
-        Smoothed(LINEAR, PixelNoise(0.5), 2).certify(image, 1, 1, seed=0)
+    smoothed = Smoothed(LINEAR, PixelNoise(0.5), 2)
+    for call in (smoothed.certify, smoothed.predict, smoothed.counts):
+        with pytest.raises(ValueError, match=message):
+            call(image, n=1, seed=0)
     with pytest.raises(ValueError, match=r"must be floating-point, got torch\.int64"):
         Smoothed(lambda images: images, PixelNoise(0.5), 2).certify(torch.ones(1, 2, 2).long(), 1, 1, seed=0)
 
 
 def test_bad_logits():
-    image = at_margin(1.0)
+    image = at_margin(0.4)
 
     def nan(images):
         return torch.where(torch.arange(len(images))[:, None] < 3, math.nan, torch.ones(len(images), 2))
@@ -589,6 +596,10 @@ def test_bad_parts():
         (lambda: Smoothed(LINEAR, PixelNoise(1), 1), ValueError, "classes must be at least 2"),
         (lambda: Smoothed(LINEAR, PixelNoise(1), 2, batch=0), ValueError, "batch must be at least 1"),
         (lambda: certify_set(LINEAR, IMAGES, LABELS, seed=0), TypeError, "smoothed must be a Smoothed, got Linear"),
+        (lambda: Smoothed(LINEAR, PixelNoise(1), 2).counts("x", 1, seed=0), TypeError, "an image must be .*, got 'x'"),
+        (lambda: table(images="digits"), TypeError, "images must be a tensor or an array, got 'digits'"),
+        (lambda: table(images=torch.utils.data.TensorDataset(IMAGES)), TypeError, "images must be .*, got <.*Dataset"),
+        (lambda: table(labels="digits"), ValueError, r"labels must be 6 integers, got <U6 of shape \(\)"),
         (lambda: clopper_pearson(0.5, 1, 0.1), TypeError, "k must be integers"),
         (lambda: clopper_pearson(2, 1, 0.1), ValueError, r"k must be in \[0, 1\], got 2"),
         (lambda: clopper_pearson(0, 0, 0.1), ValueError, "n must be at least 1"),
@@ -600,13 +611,13 @@ def test_bad_parts():
 
 # Tables
 
-IMAGES = torch.stack([at_margin(margin) for margin in (0.9, -0.7, 0.0, 0.4, -0.1, 1.5)])
+IMAGES = torch.stack([at_margin(margin) for margin in (0.36, -0.28, 0.0, 0.16, -0.04, 0.6)])
 LABELS = np.array([1, 0, 1, 0, 0, 1])
 SETTINGS = {"n0": 20, "n": 300, "seed": 9}
 
 
 def table(path=None, smoothed=None, labels=LABELS, images=IMAGES, **changes):
-    smoothed = smoothed or Smoothed(LINEAR, PixelNoise(0.5), 2)
+    smoothed = smoothed or Smoothed(LINEAR, PixelNoise(SIGMA), 2)
     return certify_set(smoothed, images, labels, path, **SETTINGS | changes)
 
 
@@ -660,6 +671,21 @@ def test_a_file_cut_anywhere_is_resumed(tmp_path):
         assert path.read_bytes().count(b"\n") == 7
 
 
+def test_lines_that_end_in_crlf(tmp_path):
+    path = tmp_path / "table.tsv"
+    certified = table(path)
+    lines = path.read_text().splitlines()
+    for kept in range(len(lines) + 1):
+        path.write_bytes("".join(f"{line}\r\n" for line in lines[:kept]).encode())
+        assert len(Certified.read(path)) == max(kept - 1, 0)
+        assert same(table(path), certified) and same(Certified.read(path), certified)
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing, the folder of table\.tsv, is missing"):
+        table(tmp_path / "missing" / "table.tsv")
+
+
 @pytest.mark.parametrize(
     "content", [b"the only copy", b"the only copy\n", b"\x89PNG\r\n", b"idx\tlabel, of mine", b"idx\tlabels\n0\t1"]
 )
@@ -678,7 +704,7 @@ def test_the_warning_is_where_a_table_was_asked_for(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.warns(RuntimeWarning, match="line 7, was cut") as caught:
         Certified.read(path)
-        certify_set(Smoothed(LINEAR, PixelNoise(0.5), 2), IMAGES, LABELS, path, **SETTINGS)
+        certify_set(Smoothed(LINEAR, PixelNoise(SIGMA), 2), IMAGES, LABELS, path, **SETTINGS)
     assert [warning.filename for warning in caught] == [__file__] * 2
 
 
@@ -699,13 +725,13 @@ class Shifted(Linear):
 
 def test_another_model_of_the_same_parameters_is_refused(tmp_path):
     def shifted(*of):
-        return Smoothed(Shifted(*of).eval(), PixelNoise(0.5), 2)
+        return Smoothed(Shifted(*of).eval(), PixelNoise(SIGMA), 2)
 
     path = tmp_path / "table.tsv"
     certified = table(path, shifted(0.0, "<function f at 0x7f00>"))
     assert same(table(path, shifted(0.0, "<function f at 0x7fff>")), certified)
     for other in (shifted(0.5, "<function f at 0x7f00>"), shifted(0.0, "<function g at 0x7f00>")):
-        with pytest.raises(ValueError, match=r"of another run: model was Shifted with crc32 \w+, is Shifted with"):
+        with pytest.raises(ValueError, match=r"of another run, .*: model was Shifted with crc32 \w+, is Shifted with"):
             table(path, other)
 
 
@@ -720,7 +746,7 @@ def test_a_run_that_stops_keeps_its_rows(tmp_path):
             return super().forward(images)
 
     with pytest.raises(RuntimeError, match="out of memory") as caught:
-        table(path, Smoothed(Stops(WEIGHTS).eval(), PixelNoise(0.5), 2))
+        table(path, Smoothed(Stops(WEIGHTS).eval(), PixelNoise(SIGMA), 2))
     assert caught.value.__notes__ == ["at image 3"]
     assert calls == [1, 1, 2, 2, 3, 3, 4]  # a row is on disk before the next image
     assert len(Certified.read(path)) == 3
@@ -729,9 +755,9 @@ def test_a_run_that_stops_keeps_its_rows(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(smoothed=Smoothed(LINEAR, PixelNoise(0.6), 2)), r"noise was PixelNoise\(sigma=0.5\), is .*0.6"),
-        (dict(smoothed=Smoothed(LINEAR, PixelNoise(0.5), 2, batch=10)), "batch was 1000, is 10"),
-        (dict(smoothed=Smoothed(Linear(-WEIGHTS).eval(), PixelNoise(0.5), 2)), "model was Linear with crc32"),
+        (dict(smoothed=Smoothed(LINEAR, PixelNoise(0.3), 2)), r"noise was PixelNoise\(sigma=0.2\), is .*0.3"),
+        (dict(smoothed=Smoothed(LINEAR, PixelNoise(SIGMA), 2, batch=10)), "batch was 1000, is 10"),
+        (dict(smoothed=Smoothed(Linear(-WEIGHTS).eval(), PixelNoise(SIGMA), 2)), "model was Linear with crc32"),
         (dict(n0=21), "n0 was 20, is 21$"),
         (dict(n=301, alpha=0.01), "n was 300, is 301; alpha was 0.001, is 0.01$"),
         (dict(seed=1), "seed was 9, is 1$"),
@@ -745,7 +771,7 @@ def test_a_file_of_another_run_is_refused(tmp_path, change, message):
     path = tmp_path / "table.tsv"
     table(path)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=rf"table\.tsv is of another run: {message}"):
+    with pytest.raises(ValueError, match=rf"table\.tsv is of another run, delete it or name another: {message}"):
         table(path, **change)
     assert path.read_bytes() == before
 
@@ -805,6 +831,9 @@ def test_settings_that_are_missing_damaged_or_of_no_rows(tmp_path):
         (dict(labels=2 * LABELS), r"labels must be in \[0, 2\), got 2"),
         (dict(labels=-LABELS), r"labels must be in \[0, 2\), got -1"),
         (dict(every=0), "every must be at least 1"),
+        (dict(images=255 * IMAGES), r"an image must be in \[0, 1\], got values from"),
+        (dict(images=IMAGES + 0.1), r"images must be in \[0, 1\], got values from 0\.\d+ to 1\.0\d+"),
+        (dict(images=torch.cat([IMAGES[:5], IMAGES[5:] * math.nan])), "images must be finite, 4 of 24 values are not"),
     ],
 )
 def test_bad_sets(tmp_path, change, message):

@@ -259,16 +259,16 @@ def unit(way):
 
 def of_linear(scale, seed, alpha, inputs):
     """Certificates of a linear classifier, whose true radius is the margin, that say too much."""
-    weights, sigma = torch.tensor([1.0, -2.0, 3.0, 0.5]), 0.5
+    weights, sigma = torch.tensor([1.0, -2.0, 3.0, 0.5]), 0.1  # 0.5 / 0.8 is 6 sigma: images are in [0, 1]
 
     def model(images):
-        score = images.flatten(1) @ weights
+        score = (images.flatten(1) - 0.5) @ weights
         return torch.stack([-score, score], 1)
 
     smoothed, rng = Smoothed(model, PixelNoise(sigma), 2), np.random.default_rng((seed, 1))
     generator, broken, abstained = torch.Generator().manual_seed(seed), 0, 0
     for margin in rng.normal(0, sigma, inputs):
-        image = (margin * weights / weights.norm()).reshape(1, 2, 2)
+        image = (0.5 + margin * weights / weights.norm()).reshape(1, 2, 2)
         found, radius = smoothed.certify(image, N0, 1000, alpha, seed=generator)
         abstained += found == ABSTAIN
         broken += found != ABSTAIN and (found != (margin > 0) or radius > abs(margin))

@@ -13,7 +13,8 @@ A. A client is data, a link, and a state of its optimizer. In one process they s
    beside the packets of all, which without compression are n d. 100 clients with momentum and error feedback on the
    11 M parameters of ResNet-18 take 13.6 GB with few bits a coordinate.
 B. Whatever goes wrong at a client is a sentence in the round's row, under its index, and the round goes on without it;
-   or with on_failure="raise" ends the run.
+   or with on_failure="raise" ends the run. Where all who were heard fail, it is likely to be the program: that ends
+   the run too. `drops` is asked before anything is sent, so that one that raises leaves no trace.
 C. A mixture is gradient descent on f_i and a proximal step on the penalty, by turns: L2GD of 2002.05516 with as many
    local steps between two averages as a round has, and its step towards the mean taken implicitly, so that any lambda
    will do. A client that moves for a time t = lr * steps / (1 - momentum) in a round steps lambda t / (1 + lambda t) of
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -44,7 +46,7 @@ import torch
 from ..comm import Communicator, Ledger, Local
 from ..compressor import Identity, Message, positive_int
 from ..key import Key
-from .links import ClientLink, Links, Refused, ServerLink
+from .links import NO_ANSWER, ClientLink, Links, Refused, ServerLink, complete
 from .training import Layout, LocalTraining, tensors
 
 _TRAINING, _CHOICE = 0x7472, 0x6368  # sub-streams of a round's key
@@ -103,7 +105,7 @@ class Client:
     ) -> bytes:
         """A packet in, local training, a packet out."""
         task = self.link.receive(blob)
-        share = self.share(training, mixture)
+        share = self.share(training, mixture, module)
         layout.write(module, *self.pulled((task.x, task.statistics), share))
         layout.write_counts(module, self.counts)
         optimizer = dict(self.optimizer)
@@ -115,12 +117,14 @@ class Client:
             self.own = own
         return answer
 
-    def share(self, training: LocalTraining, mixture: float | None) -> float:
+    def share(self, training: LocalTraining, mixture: float | None, module) -> float:
         """Of the mean in what it starts from: all where it has no model of its own (note C)."""
         if mixture is None or self.own is None:
             return 1.0
         done = self.optimizer.get("epochs", 0)
-        time = mixture * training.time(len(self.labels), max(done - training.epochs, 0))  # of the training it had
+        time = mixture * training.time(
+            len(self.labels), max(done - training.epochs, 0), module
+        )  # of the training it had
         return 1.0 if time == math.inf else time / (1 + time)
 
     def pulled(self, mean, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -164,13 +168,16 @@ class FedAvg:
     or failures not that of all. Compressed updates w_i - v do not vanish there: they need memory="shift" for lambda
     below inf, and memory="error", with which they stall, is refused.
     on_failure: "leave out" a client that fails, or "raise" RuntimeError at the end of the round. drops: a function
-    (round, i) -> whether client i, which was sent the model, drops out of that round. seed: of everything random.
+    (round, i) -> whether client i, which was sent the model, drops out of that round; until an answer of it comes in,
+    what it has missed is sent again. seed: of everything random.
 
     Statistics of BatchNorm are averaged, uncompressed (`training.Layout` says what counts as one). `model` is the
     global model as clients have it (v) once they are sent the next packet, `server_model` that of the server (w),
-    `personal(i)` client i's own under a mixture. comm.ledger has the bits of all rounds.
+    `personal(i)` client i's own under a mixture: each a new copy whenever it is asked for. comm.ledger has the bits of
+    all rounds.
 
-    Raises TypeError or ValueError for other parameters, and for an empty shard, with its index.
+    Raises TypeError or ValueError for other parameters, and ValueError for a shard that is empty, is no pair or has
+    images of integers, with its index.
 
     >>> import compress
     >>> from compress.federated import FedAvg, Links, LocalTraining
@@ -200,7 +207,19 @@ class FedAvg:
         seed: int = 0,
     ):
         n = len(shards)
+        if not n:
+            raise ValueError("FedAvg: there are no shards, and so no clients")
         self.comm = Local(n) if comm is None else comm
+        for name, value, kind in (
+            ("model", model, torch.nn.Module),
+            ("training", training, LocalTraining),
+            ("links", links, Links),
+            ("comm", self.comm, Communicator),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(f"FedAvg: {name} must be a {kind.__name__}, got {value!r}")
+        if drops is not None and not callable(drops):
+            raise TypeError(f"FedAvg: drops must be a function (round, i) -> bool, got {drops!r}")
         if self.comm.n != n:
             raise ValueError(f"{n} shards, and a communicator of {self.comm.n} workers")
         for name, value, known in (
@@ -210,6 +229,8 @@ class FedAvg:
             if value not in known:
                 raise ValueError(f"FedAvg: {name} must be one of {', '.join(known)}, got {value!r}")
         if mixture is not None:
+            if isinstance(mixture, bool) or not isinstance(mixture, numbers.Real):
+                raise TypeError(f"FedAvg: mixture must be a number or None, got {mixture!r}")
             if not 0 <= mixture <= math.inf:
                 raise ValueError(f"FedAvg: mixture must be at least 0, got {mixture}")
             if mixture < math.inf and links.memory == "error" and links.up != Identity():
@@ -225,7 +246,7 @@ class FedAvg:
         self.clients, self._views = {}, WeakValueDictionary()  # views by version
         for i in self.comm.workers:
             try:
-                images, labels = tensors(*shards[i])
+                images, labels = tensors(*_pair(shards[i]))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"shard {i}: {error}") from None
             if not len(labels):
@@ -237,16 +258,22 @@ class FedAvg:
         """So many more rounds; their rows, also in `rounds`. `print(row)` says one in a line.
 
         evaluate: a function of the global model, in eval mode, after the round, that returns a dict; asked every so
-        many rounds, and after the last, on process 0.
+        many rounds, and after the last, on process 0. The row is in `rounds` already, also where it raises.
+
+        Raises RuntimeError, with what went wrong at each, after a round in which none of the clients that were heard is
+        in the mean, also with on_failure="leave out": the model stays, and more rounds can follow. A round that is
+        interrupted, as by Ctrl-C, has no row, and its number is not taken again: it is as if all answers had been lost,
+        and the ledger has the bits that were sent.
         """
         every = positive_int(every, "every")
         try:
             for left in reversed(range(positive_int(rounds, "rounds"))):
                 row = self._round()
-                if evaluate is not None and self.comm.process == 0 and (left == 0 or row.round % every == 0):
-                    row = row._replace(metrics=dict(evaluate(self.model)))
                 self.rounds.append(row)
-                if row.left_out and self.on_failure == "raise":
+                if evaluate is not None and self.comm.process == 0 and (left == 0 or row.round % every == 0):
+                    self.rounds[-1] = row._replace(metrics=dict(evaluate(self.model)))
+                nobody = not row.clients and any(why != NO_ANSWER for why in row.left_out.values())
+                if nobody or (row.left_out and self.on_failure == "raise"):
                     raise RuntimeError(f"round {row.round}: " + "; ".join(row.failures()))
         finally:
             if self.mixture is not None:  # personal models are looked at from outside, and nothing is counted
@@ -260,13 +287,14 @@ class FedAvg:
         key = Key(self.seed).at(number).fold(_TRAINING)
         order = np.random.Generator(np.random.Philox(key=key.fold(_CHOICE).word))
         chosen = sorted(order.choice(comm.n, self.sample, replace=False).tolist())
+        dropped = {i for i in chosen if i in comm.workers and self.drops is not None and self.drops(number, i)}
         if server:
             server.open(self.weights)
             down = [_message(server.packet(i) if i in chosen else b"") for i in range(comm.n)]
         up = []
         for i, message in zip(comm.workers, comm.scatter(down), strict=True):
-            dropped = not message.size or (self.drops is not None and self.drops(number, i))
-            up.append(_message(b"" if dropped else self._fit(i, message.payload.tobytes(), key.worker(i))))
+            silent = not message.size or i in dropped
+            up.append(_message(b"" if silent else self._fit(i, message.payload.tobytes(), key.worker(i))))
         replies, answers = comm.gather(up), {}
         if server:
             for i in chosen:
@@ -337,10 +365,14 @@ class FedAvg:
 
         Raises ValueError where there is none.
         """
+        if i not in self.clients:
+            raise ValueError(f"client {i} is not hosted here: clients are {self.comm.workers}")
         client = self.clients[i]
         if client.own is None:
             raise ValueError(f"client {i} has no model of its own: it has not taken part, or there is no mixture")
-        return self._with(*client.pulled(self._mean, client.share(self.training, self.mixture)), client.counts)
+        return self._with(
+            *client.pulled(self._mean, client.share(self.training, self.mixture, self.module)), client.counts
+        )
 
     def state_dict(self) -> dict:
         """Everything that a later round depends on, on this process: numbers, strings and tensors, for torch.save, and
@@ -365,7 +397,9 @@ class FedAvg:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from there, to the same bits, with the ledger as it was. Raises ValueError, and changes nothing, for
-        other clients, another training, mixture, weights or sample, or another configuration of links."""
+        other clients, another training, mixture, weights or sample, another configuration of links, and for what is no
+        state."""
+        complete(state, self.state_dict(), "a FedAvg")
         if set(state["clients"]) != set(self.clients):
             raise ValueError(f"the state is of clients {sorted(state['clients'])}, here are {sorted(self.clients)}")
         for name, mine in self._settings().items():
@@ -381,6 +415,14 @@ class FedAvg:
             self._shared(client.link)
         self._mean, self.comm.ledger = numpy["mean"], Ledger(**state["ledger"])
         self.rounds = [Round(*row) for row in state["rounds"]]
+
+
+def _pair(shard):
+    """(images, labels), or TypeError."""
+    if not (isinstance(shard, (tuple, list)) and len(shard) == 2):
+        many = f" of {len(shard)}" if isinstance(shard, (tuple, list)) else ""
+        raise TypeError(f"it must be a pair (images, labels), got a {type(shard).__name__}{many}")
+    return shard
 
 
 def _mapped(value, kind, function, made=None):

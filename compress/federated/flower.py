@@ -43,7 +43,7 @@ except ImportError:
 from ..comm import Ledger
 from ..compressor import positive_int
 from .fedavg import Round
-from .links import Answer, ClientLink, Links, Refused, ServerLink, pack, unpack
+from .links import Answer, ClientLink, Links, Refused, ServerLink, complete, pack, unpack
 
 __all__ = ["CompressedFedAvg", "compressed"]
 
@@ -210,6 +210,7 @@ def compressed(links: Links = Links(), seed: int = 0) -> Callable:  # noqa: B008
     """
     if not isinstance(links, Links):
         raise TypeError(f"compressed: links must be Links, got {links!r}")
+    seed = positive_int(seed, "seed", 0)
 
     def mod(message: Message, context, call_next) -> Message:
         place = _place(message.content)
@@ -295,7 +296,8 @@ class CompressedFedAvg(_FlowerFedAvg):
     down, another 0.5 kB for each array of integers, and names of arrays in the first message. HTTP is not in it. The
     first message to a client is the whole model.
     rounds: a `Round` for each, where clients are numbered in the order they came, `nodes` has the Flower ids of them,
-    and metrics are those that Flower aggregates. arrays: the model, as an ArrayRecord; None at first.
+    loss is the metric "loss", or else "train_loss", and metrics are all others that Flower aggregates.
+    arrays: the model, as an ArrayRecord; None at first.
 
     What Flower passes as arrays is the model: where that is not what the last round returned, all are sent it whole.
 
@@ -456,9 +458,10 @@ class CompressedFedAvg(_FlowerFedAvg):
 
     def _note(self, answers, left_out, metrics) -> None:
         begin, before = self._begin
-        loss = math.nan if metrics is None else metrics.get("loss", math.nan)
         up, down = (getattr(self.ledger, name) - before[name] for name in ("bits_up", "bits_down"))
         said = {} if metrics is None else dict(metrics.items())
+        names = (name for name in ("loss", "train_loss") if isinstance(said.get(name), int | float))
+        loss = said.pop(next(names, None), math.nan)
         seconds = perf_counter() - begin
         self.rounds.append(Round(self.server.round, loss, up, down, list(answers), left_out, seconds, said))
 
@@ -478,6 +481,7 @@ class CompressedFedAvg(_FlowerFedAvg):
     def load_state_dict(self, state: dict) -> None:
         """Go on from there: start(grid, strategy.arrays, ...). Every client is sent the whole model once, as nothing is
         known of how much of its own state has survived. Raises ValueError for a state of another configuration."""
+        complete(state, ("server", "names", "others", "nodes", "ledger", "rounds"), "a CompressedFedAvg")
         names = Names.parse(state["names"])
         server = ServerLink(self.links, np.zeros(names.d), np.zeros(names.s), len(state["nodes"]), self.seed)
         server.load_state_dict(state["server"])

@@ -48,6 +48,7 @@ _DOWN, _UP = 0x646F776E, 0x7570  # sub-streams of a round's key
 _KNOWN = "base", "heard"  # what the server knows of a client: its version, and the last round whose answer came in
 _ANSWER = "config", "round", "client", "examples", "metrics"  # what an answer says
 MEMORIES = ("error", "shift", "none")
+NO_ANSWER = "no answer"  # why a client that was not heard is in no mean
 
 
 class Refused(ValueError):
@@ -119,7 +120,8 @@ class Links:
     """How a server and its clients talk.
 
     up, down: compressors of updates and of the model. An unbiased one is used as Scaled(it) wherever its errors are
-    kept: down, and up with memory="error".
+    kept: down, and up with memory="error". RandK is much worse there than TopK or Eden of as many bits:
+    scaled by k/d, it brings what was left out too late.
     memory: of what updates leave out: "error", "shift" or "none" (notes B and C of the module).
 
     Raises TypeError for what is no Compressor, ValueError for another memory.
@@ -157,12 +159,19 @@ class Links:
     def check(self, d: int) -> None:
         """Raise here what a compressor has against vectors of d coordinates: TypeError where it has no omega and one is
         needed, ValueError for its parameters."""
-        for encoder in (self.encoder_up, self.encoder_down):
+        for name, encoder in (("up", self.encoder_up), ("down", self.encoder_down)):
             encoder.bits(d)
-            if isinstance(encoder, Scaled):
-                encoder.alpha(d)
-        if self.memory == "shift":
-            self.shift_step(d)
+            try:
+                if isinstance(encoder, Scaled):
+                    encoder.alpha(d)
+                if name == "up" and self.memory == "shift":
+                    self.shift_step(d)
+            except TypeError:
+                other = ', or memory="none"' if name == "up" else ""
+                raise TypeError(
+                    f"Links: {name} = {getattr(self, name)!r} has no omega, by which its errors would be scaled: take "
+                    f"its biased form{other}"
+                ) from None
 
     def fingerprint(self, d: int, statistics: int, seed: int) -> str:
         """What both sides must have the same."""
@@ -205,6 +214,12 @@ def _decoded(compressor, message, key, d, what):
 def _digest(config: str) -> str:
     """What travels for a configuration."""
     return f"{zlib.crc32(config.encode()):08x}"
+
+
+def complete(state: dict, names, whose: str) -> None:
+    """ValueError for a state where one of these is missing, as in that of something else."""
+    if missing := [name for name in names if name not in state]:
+        raise ValueError(f"this is no state of {whose}: it has no {', '.join(missing)}")
 
 
 def _plain(x):
@@ -321,7 +336,7 @@ class ServerLink:
         """Take a client's packet into the mean of this round, and say what is beside its update; `Refused`, with the
         reason, for one that is not of this round, or for none."""
         if not len(blob):
-            raise Refused("no answer")
+            raise Refused(NO_ANSWER)
         head, messages = unpack(blob)
         self._addressed(client, head)
         if "failed" in head:
@@ -416,6 +431,7 @@ class ServerLink:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from there. Raises ValueError for a state of another configuration, or of other clients."""
+        complete(state, self.state_dict(), "a server's links")
         if state["config"] != self.config or len(state["versions"]) != self.n:
             raise ValueError(
                 f"the state is of {len(state['versions'])} clients and {state['config']}; this server has "
@@ -557,6 +573,7 @@ class ClientLink:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from there. Raises ValueError for a state of another configuration."""
+        complete(state, self.state_dict(), f"the link of client {self.index}")
         if state["config"] != self.config:
             raise ValueError(f"the state is of {state['config']}; client {self.index} has {self.config}")
         for name in self.state_dict().keys() - {"config"}:

@@ -254,8 +254,9 @@ class Smoothed:
     Images are tensors or arrays (c, h, w) of floating-point numbers in [0, 1]; they are taken to the device of the
     model's parameters. seed: an integer in [0, 2^64 - 1), or a torch.Generator on that device.
 
-    Raises TypeError or ValueError for arguments of another kind or range; ValueError for a model, or a part of it, in
-    training mode, and for logits of another shape or with NaN among them.
+    Raises TypeError or ValueError for arguments of another kind or range; ValueError for an image that leaves [0, 1],
+    with its least and greatest value, for a model, or a part of it, in training mode, and for logits of another shape
+    or with NaN among them.
 
     >>> bright = lambda images: torch.stack([0 * images[:, 0, 0, 0], images.mean((1, 2, 3)) - 0.5], 1)
     >>> smoothed = Smoothed(bright, PixelNoise(0.5), classes=2)
@@ -337,7 +338,7 @@ class Smoothed:
                     part = f"{name} ({type(module).__name__}) of the model" if name else "the model"
                     raise ValueError(f"{part} is in training mode: call model.eval() first")
             parameter = next((p for p in self.model.parameters() if p.is_floating_point()), None)
-        x = tensor(x)
+        x = _tensor(x, "an image")
         if parameter is not None:
             x = x.to(parameter.device)
         if x.ndim != 3 or x.numel() == 0:
@@ -345,8 +346,7 @@ class Smoothed:
         if not x.is_floating_point() or (parameter is not None and x.dtype != parameter.dtype):
             wanted = "floating-point" if parameter is None else f"{parameter.dtype}, as the model's parameters are"
             raise ValueError(f"an image must be {wanted}, got {x.dtype}")
-        if not x.isfinite().all():
-            raise ValueError(f"an image must be finite, {int((~x.isfinite()).sum())} of {x.numel()} values are not")
+        _check_range(x, "an image")
         if isinstance(seed, torch.Generator):
             return x, seed
         return x, _generator(Key(seed), x.device)
@@ -376,9 +376,11 @@ def certify_set(
 
     A last row that was cut in the middle is done again, with a RuntimeWarning that names its line.
 
-    Raises TypeError or ValueError for arguments of another kind or range; ValueError for a file of another kind, for a
-    damaged row, with its line, for rows without settings, and for those of another run: noise, n0, n, alpha, seed,
-    every, batch, device, images, labels or model (its text, parameters and buffers), whichever differ.
+    Raises TypeError or ValueError for arguments of another kind or range, images that leave [0, 1] among them, before
+    any is certified; FileNotFoundError for a path in a folder that is missing; ValueError for a file of another kind,
+    for a damaged row, with its line, for rows without settings, and for those of another run: noise, n0, n, alpha,
+    seed, every, batch, device, images, labels or model (its text, parameters and buffers), whichever differ. Such a
+    file is to be deleted, or another to be named.
 
     >>> smoothed = Smoothed(lambda images: images.mean((2, 3)), PixelNoise(0.5), classes=3)
     >>> images = torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4)  # a channel each
@@ -390,7 +392,7 @@ def certify_set(
         raise TypeError(f"smoothed must be a Smoothed, got {smoothed!r}")
     n0, n, alpha = positive_int(n0, "n0"), positive_int(n, "n"), _level(alpha)
     key, every = Key(seed), positive_int(every, "every")
-    images, labels = tensor(images), np.asarray(labels)
+    images, labels = _tensor(images, "images"), np.asarray(labels)
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(f"images must be (m, c, h, w) with m at least 1, got shape {tuple(images.shape)}")
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
@@ -399,6 +401,7 @@ def certify_set(
         wrong = labels[(labels < 0) | (labels >= smoothed.classes)][0]
         raise ValueError(f"labels must be in [0, {smoothed.classes}), got {wrong}")
     first, _ = smoothed._ready(images[0], key.seed)  # refused before a file is touched
+    _check_range(images[::every], "images")
     settings = {
         "noise": repr(smoothed.noise),
         "n0": n0,
@@ -504,6 +507,22 @@ def _level(alpha) -> float:
     if not 0 < finite_number(alpha, "alpha") < 1:
         raise ValueError(f"alpha must be in (0, 1), got {alpha}")
     return float(alpha)
+
+
+def _tensor(values, what: str):
+    try:
+        return tensor(values)
+    except (TypeError, ValueError, RuntimeError):  # what torch raises depends on the kind of values
+        raise TypeError(f"{what} must be a tensor or an array, got {values!r:.80}") from None
+
+
+def _check_range(values, what: str):
+    """Finite and in [0, 1]: radii and noises are in units of it."""
+    if not values.isfinite().all():
+        raise ValueError(f"{what} must be finite, {int((~values.isfinite()).sum())} of {values.numel()} values are not")
+    low, high = (end.item() for end in values.aminmax())
+    if low < 0 or high > 1:
+        raise ValueError(f"{what} must be in [0, 1], got values from {low} to {high}")
 
 
 def _check_images(images):

@@ -42,8 +42,8 @@ class Certified:
     def read(cls, path) -> Certified:
         """The table in a file that `certify_set` wrote, or the implementation of Cohen et al.
 
-        A last row that was cut is left out, with a RuntimeWarning that names its line. Raises ValueError for a damaged
-        one elsewhere, with the line too.
+        Lines end in LF or CRLF. A last row that was cut is left out, with a RuntimeWarning that names its line. Raises
+        ValueError for a damaged one elsewhere, with the line too.
         """
         return cls.of(_read(Path(path), stacklevel=3)[0])
 
@@ -69,9 +69,9 @@ class Table:
     dict for JSON. wanted: (idx, label) of all its rows, in order.
 
     rows: the list of them. A last row that was cut in the middle is left out, with a RuntimeWarning that names its
-    line. Raises ValueError for a file that is no such table, for a damaged row, with its line, for rows that are not
-    the wanted ones, and for those without settings or of others. Nothing is written before all that is found is known
-    to fit.
+    line. Raises FileNotFoundError for a path in a folder that is missing; ValueError for a file that is no such table,
+    for a damaged row, with its line, for rows that are not the wanted ones, and for those without settings or of
+    others. Nothing is written before all that is found is known to fit.
     """
 
     def __init__(self, path, settings: dict, wanted: list):
@@ -80,6 +80,8 @@ class Table:
             return
         path, size, settings = Path(path), 0, {"format": _FORMAT} | settings
         beside = path.with_name(f"{path.name}.json")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path.parent}, the folder of {path.name}, is missing")
         if path.exists():
             self.rows, size = _read(path, stacklevel=4)
         if self.rows:
@@ -123,7 +125,7 @@ def _check(path, beside, settings, rows, wanted):
     except (ValueError, AttributeError) as failure:
         raise ValueError(f"{beside} is damaged: {failure}") from failure
     if differ:
-        raise ValueError(f"{path} is of another run: {'; '.join(differ)}")
+        raise ValueError(f"{path} is of another run, delete it or name another: {'; '.join(differ)}")
     for place, (idx, label, *_) in enumerate(rows):
         if place >= len(wanted) or (idx, label) != wanted[place]:
             raise ValueError(f"{path}, line {place + 2}, is damaged: image {idx} of label {label} is not next")
@@ -154,7 +156,7 @@ def _read(path: Path, stacklevel: int):
     rows = []
     for number, line in enumerate(lines or [cut], 1):  # a file of another kind may have no whole line
         try:
-            text = line.decode("ascii")
+            text = line.decode("ascii").removesuffix("\r")
             if number > 1:
                 rows.append(_parsed(text))
             elif text != _HEADER and (lines or not _HEADER.startswith(text)):

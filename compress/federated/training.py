@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..compressor import positive_int
 from ..key import Key
@@ -22,7 +23,8 @@ _BATCHES, _NOISE, _MODEL = 0x62, 0x6E, 0x6D  # sub-streams of a round's key
 class LocalTraining:
     """SGD with momentum on the cross entropy of a client's own examples, an epoch being one pass in a new order.
 
-    epochs: of a round. batch: images a step, the last one of an epoch may be smaller. lr, momentum, weight_decay: as of
+    epochs: of a round. batch: images a step, the last one of an epoch may be smaller; where one image would be left for
+    it, and the model has BatchNorm, which may refuse that, the one before has it too. lr, momentum, weight_decay: as of
     torch.optim.SGD, momentum below 1. milestones: every so many epochs, counted over all rounds, lr is multiplied by
     factor; None: never. augment: None, or what perturbs a batch of images before each step, such as `PixelNoise(0.25)`:
     a function (images, generator) -> images, or a noise of `compress.federated.smoothing`; images and generator are
@@ -60,51 +62,71 @@ class LocalTraining:
         """lr in an epoch, the first being 0."""
         return self.lr * (self.factor ** (epoch // self.milestones) if self.milestones else 1.0)
 
-    def time(self, m: int, done: int = 0) -> float:
+    def time(self, m: int, done: int = 0, model=None) -> float:
         """For how long a call with m examples follows the gradient after so many epochs: the sum of lr over its steps,
-        over 1 - momentum."""
+        over 1 - momentum. model: whose BatchNorm counts, None: there is none."""
         rates = sum(map(self.rate, range(done, done + self.epochs)))
-        return -(-m // self.batch) * rates / (1 - self.momentum)
+        return len(self._sizes(m, model)) * rates / (1 - self.momentum)
+
+    def _sizes(self, m: int, model) -> list[int]:
+        """Of the batches of an epoch."""
+        whole, rest = divmod(m, self.batch)
+        if whole and rest == 1 and model and any(isinstance(each, _BatchNorm) for each in model.modules()):
+            return [self.batch] * (whole - 1) + [self.batch + 1]
+        return [self.batch] * whole + [rest] * (rest > 0)
 
     def __call__(self, model, images, labels, state: dict, key: Key) -> dict:
         """Train the model in place and return {"loss": its mean over the last epoch}.
 
-        images: (m, c, h, w), labels: (m,), tensors, here or where the model is. state: {} at first, and then what the
-        last call has left there; momentum, a tensor for each parameter, and epochs done. key: of the round and the
-        client; the same key gives the same steps.
+        images: (m, c, h, w), taken to the model's floats, labels: (m,), tensors, here or where the model is.
+        state: {} at first, and then what the last call has left there; momentum, a tensor for each parameter, and
+        epochs done. key: of the round and the client; the same key gives the same steps.
 
-        Raises ValueError without examples, for the state of a model of other parameters, and where the loss is not
-        finite; state is then as it was.
+        Raises ValueError without examples, for labels that are no class of the model, for the state of a model of other
+        parameters, and where the loss is not finite; state is then as it was.
         """
         m = len(labels)
         if not m:
             raise ValueError("an empty shard: there are no examples to train on")
         order = np.random.Generator(np.random.Philox(key=key.fold(_BATCHES).word))
         parameters = [p for p in model.parameters() if p.requires_grad]
-        device = parameters[0].device
+        device, (least, most) = parameters[0].device, (end.item() for end in labels.aminmax())
         noise = torch.Generator(device).manual_seed(key.fold(_NOISE).word % 2**63)
         optimizer = torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
         if self.momentum and "momentum" in state:
             for p, buffer in zip(parameters, state["momentum"], strict=True):
                 optimizer.state[p]["momentum_buffer"] = buffer.to(p, copy=True)
-        done, model, losses = state.get("epochs", 0), model.train(), []
+        done, model, sizes = state.get("epochs", 0), model.train(), self._sizes(m, model)
         with _seeded(device, key.fold(_MODEL).word % 2**63):
             for epoch in range(done, done + self.epochs):
                 optimizer.param_groups[0]["lr"], losses = self.rate(epoch), []
-                for rows in torch.from_numpy(order.permutation(m)).split(self.batch):
+                for rows in torch.from_numpy(order.permutation(m)).split(sizes):
                     rows = rows.to(images.device)
-                    batch, said = images[rows].to(device), labels[rows].to(device)
+                    batch, said = images[rows].to(parameters[0]), labels[rows].to(device)
                     if self.augment is not None:
                         batch = getattr(self.augment, "draw", self.augment)(batch, noise)
-                    loss = functional.cross_entropy(model(batch), said)
+                    try:
+                        scores = model(batch)
+                    except ValueError as error:
+                        if len(rows) > 1:
+                            raise
+                        raise ValueError(
+                            f"training on one image a step, of {m} with batch {self.batch}: {error}"
+                        ) from None
+                    if not 0 <= least <= most < scores.shape[-1]:  # -100 would be ignored, CUDA ends the process
+                        classes = f"classes from 0 to {scores.shape[-1] - 1}"
+                        raise ValueError(f"labels are from {least} to {most}, the model has {classes}")
+                    loss = functional.cross_entropy(scores, said)
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
                     losses.append(loss.detach() * (len(rows) / m))
                 mean = math.fsum(torch.stack(losses).tolist())
                 if not math.isfinite(mean):
-                    lr = self.rate(epoch)
-                    raise ValueError(f"the loss is {mean} in epoch {epoch + 1}: a smaller lr than {lr:g} may help")
+                    bad = (~torch.isfinite(images.flatten(1)).all(1)).sum().item()
+                    lr = f"a smaller lr than {self.rate(epoch):g} may help"
+                    why = f"{bad} of {m} images have NaN or Inf" if bad else lr
+                    raise ValueError(f"the loss is {mean} in epoch {epoch + 1}: {why}")
         state["epochs"] = done + self.epochs
         if self.momentum:
             state["momentum"] = [optimizer.state[p].get("momentum_buffer", torch.zeros_like(p)) for p in parameters]
@@ -240,8 +262,10 @@ def interpolate(share: float, local, other):
 
 def tensors(images, labels):
     """(images, labels) as tensors of float32 and int64; ValueError unless there are as many of both, and labels are
-    whole numbers."""
+    whole numbers, TypeError for images that are not of floats."""
     images, labels = (tensor(each) for each in (images, labels))
+    if not images.is_floating_point():
+        raise TypeError(f"images must be of floats, got {images.dtype}: divide pixels from 0 to 255 by 255")
     if images.ndim < 2 or labels.ndim != 1 or len(images) != len(labels):
         raise ValueError(f"images of shape {tuple(images.shape)} and labels of shape {tuple(labels.shape)}")
     whole = labels.long()
@@ -260,18 +284,18 @@ def tensor(values):
 def accuracy(model, images, labels, batch: int = 1000) -> float:
     """The share of images whose label the model says, in eval mode; modes are then as they were.
 
-    Raises ValueError without images.
+    Images are taken to the floats of the model. Raises ValueError without images, TypeError for images of integers.
     """
     images, labels = tensors(images, labels)
     if not len(labels):
         raise ValueError("accuracy of no images")
-    device = next(model.parameters()).device
+    like = next(model.parameters())
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         with torch.no_grad():
             pairs = zip(images.split(batch), labels.split(batch), strict=True)
-            right = sum((model(x.to(device)).argmax(1) == y.to(device)).sum().item() for x, y in pairs)
+            right = sum((model(x.to(like)).argmax(1) == y.to(like.device)).sum().item() for x, y in pairs)
     finally:
         for module, mode in modes:
             module.training = mode
