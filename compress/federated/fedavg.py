@@ -121,10 +121,8 @@ class Client:
         """Of the mean in what it starts from: all where it has no model of its own (note C)."""
         if mixture is None or self.own is None:
             return 1.0
-        done = self.optimizer.get("epochs", 0)
-        time = mixture * training.time(
-            len(self.labels), max(done - training.epochs, 0), module
-        )  # of the training it had
+        begun = max(self.optimizer.get("epochs", 0) - training.epochs, 0)  # of the training it had
+        time = mixture * training.time(len(self.labels), begun, module)
         return 1.0 if time == math.inf else time / (1 + time)
 
     def pulled(self, mean, share: float) -> tuple[np.ndarray, np.ndarray]:
