@@ -32,7 +32,6 @@ from __future__ import annotations
 import copy
 import math
 import numbers
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -47,7 +46,7 @@ from ..comm import Communicator, Ledger, Local
 from ..compressor import Identity, Message, positive_int
 from ..key import Key
 from .links import NO_ANSWER, ClientLink, Links, Refused, ServerLink, complete
-from .training import Layout, LocalTraining, tensors
+from .training import Layout, LocalTraining, tensors, text_of
 
 _TRAINING, _CHOICE = 0x7472, 0x6368  # sub-streams of a round's key
 
@@ -391,7 +390,7 @@ class FedAvg:
     def _settings(self) -> dict[str, str]:
         """What must be the same for the same bits, but for what links check."""
         names = "training", "mixture", "weights", "sample"
-        return {name: re.sub(r" at 0x\w+", "", repr(getattr(self, name))) for name in names}  # wherever it lives
+        return {name: text_of(getattr(self, name)) for name in names}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from there, to the same bits, with the ledger as it was. Raises ValueError, and changes nothing, for

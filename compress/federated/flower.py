@@ -43,7 +43,7 @@ except ImportError:
 from ..comm import Ledger
 from ..compressor import positive_int
 from .fedavg import Round
-from .links import Answer, ClientLink, Links, Refused, ServerLink, complete, pack, unpack
+from .links import NO_ANSWER, Answer, ClientLink, Links, Refused, ServerLink, complete, pack, unpack
 
 __all__ = ["CompressedFedAvg", "compressed"]
 
@@ -381,7 +381,7 @@ class CompressedFedAvg(_FlowerFedAvg):
         """The model moved by the mean of the answers, and Flower's mean of their metrics; None where there is none."""
         if not self._asked:
             return None, None
-        came, left_out = {}, dict.fromkeys(sorted(self._asked.values()), "no answer")
+        came, left_out = {}, dict.fromkeys(sorted(self._asked.values()), NO_ANSWER)
         for reply in replies:
             bits, wire = self._weight(reply)
             self.ledger.bits_up += bits

@@ -22,7 +22,6 @@ E. The key of an image is the caller's seed with its index folded in. Rows are h
 
 from __future__ import annotations
 
-import re
 import statistics
 import zlib
 from abc import ABC, abstractmethod
@@ -37,7 +36,7 @@ import torch
 from ..compressor import finite_number, positive_int
 from ..key import Key
 from .table import ABSTAIN, Certified, Table, bar
-from .training import tensor
+from .training import tensor, text_of
 
 
 @dataclass(frozen=True)
@@ -562,7 +561,7 @@ def _described(model) -> str:
     """
     if not isinstance(model, torch.nn.Module):
         return getattr(model, "__qualname__", type(model).__qualname__)
-    crc = zlib.crc32(re.sub(" at 0x[0-9a-f]+", "", repr(model)).encode())
+    crc = zlib.crc32(text_of(model).encode())
     for name, value in [*model.state_dict().items(), *model.named_buffers()]:
         crc = zlib.crc32(name.encode(), crc)
         if isinstance(value, torch.Tensor):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -258,6 +259,11 @@ def interpolate(share: float, local, other):
         for theirs, here in zip(one.places(local), two.places(mixed), strict=True):
             here.lerp_(theirs.to(here), share)  # exact at both ends
     return mixed.eval()
+
+
+def text_of(value) -> str:
+    """repr(value), wherever it lives: without addresses."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def tensors(images, labels):
