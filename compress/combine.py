@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import kernels
-from .compressor import Carrier, Contractive, Message, Unbiased, add_or_store
+from .compressor import Carrier, Compressor, Contractive, Identity, Message, Unbiased, add_or_store
 from .key import Key
 from .quantize import NaturalCompression, ScaledSign, StandardDithering
 from .sparsify import RandK, Sparsifier, TopK
@@ -53,6 +53,11 @@ class Scaled(Carrier, Contractive):
     @classmethod
     def examples(cls):
         return [cls(RandK(0.1)), cls(StandardDithering(1))]
+
+
+def contractive(compressor: Compressor) -> Compressor:
+    """What error feedback takes in a compressor's place: an unbiased one as Scaled(it), but for Identity."""
+    return compressor if isinstance(compressor, (Contractive, Identity)) else Scaled(compressor)
 
 
 @dataclass(frozen=True)

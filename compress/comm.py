@@ -8,7 +8,8 @@ A communicator has n workers, and this process hosts some of them: all for `Loca
 process does what the server of a paper would do with the n messages, in the order of workers: all hold the same
 iterate, bit for bit, on every engine and however workers are spread over processes. Where workers must not see the
 whole iterate, process 0 is a server beside them: it `scatter`s a message to each and `gather`s what they answer.
-In a network there is neither: with `exchange` a worker hears its neighbours in a graph.
+In a network there is neither: with `exchange` a worker hears its neighbours in a graph. With `alltoall` every worker has
+a message of its own for every other one, as when each averages a part of a vector (`compress.allreduce`).
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Ledger:
 
     bits_up: payload bits that workers sent, each message counted once, as up a link to whoever passes it on; in an
         exchange once for each neighbour.
-    bits_down: payload bits that workers received: each message of an allgather n - 1 times, of a scatter once, of an
-        exchange once for each neighbour.
+    bits_down: payload bits that workers received: each message of an allgather n - 1 times, of a scatter or an
+        alltoall once, of an exchange once for each neighbour.
     wire_up, wire_down: the same in bytes, with the padding of every payload to a byte and a header of 24 bytes.
     messages: their number, empty ones among them.
 
@@ -68,6 +69,10 @@ class Communicator(ABC):
     @abstractmethod
     def _gather(self, messages: list[Message]) -> list[Message]:
         """Those of all n workers, from those of the hosted ones."""
+
+    @abstractmethod
+    def _swap(self, messages: list[list[Message]]) -> tuple[list[list[Message]], int, int]:
+        """Those to the hosted workers, from those of the hosted ones; and the bits and wire bytes of all n."""
 
     @abstractmethod
     def agree(self, value):
@@ -160,6 +165,37 @@ class Communicator(ABC):
         ledger.messages += int(copies.sum())
         return heard
 
+    def alltoall(self, messages: Sequence[Sequence[Message]]) -> list[list[Message]]:
+        """From every worker to every other one a message of its own: for each worker hosted here the messages to it of
+        all n, in their order.
+
+        messages: for each worker hosted here, in their order, those to all n, in theirs. Collective. What a worker
+        says to itself travels nowhere and is not counted; the others are counted once, as sent and as received. Raises
+        as `allgather`.
+        """
+        messages = list(messages)
+        if len(messages) != len(self.workers):
+            raise ValueError(f"{len(messages)} rows of messages, of {len(self.workers)} workers hosted here")
+        messages = [_messages(row, self.n, "to {} workers") for row in messages]
+        heard, bits, wire = self._swap(messages)
+        ledger = self.ledger
+        ledger.bits_up += bits
+        ledger.bits_down += bits
+        ledger.wire_up += wire
+        ledger.wire_down += wire
+        ledger.messages += self.n * (self.n - 1)
+        return heard
+
+    def _weight(self, messages: list[list[Message]]) -> tuple[int, int]:
+        """Bits, and bytes on the wire, of what the workers hosted here say to others."""
+        bits = [
+            message.bits
+            for i, row in zip(self.workers, messages, strict=True)
+            for j, message in enumerate(row)
+            if i != j
+        ]
+        return sum(bits), _wire(bits)
+
     def observe(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Vectors of all n workers, in their order, from those of the workers hosted here: for whoever measures a run
         from outside. Nothing is counted, and no method may call it. Collective."""
@@ -201,6 +237,9 @@ class Local(Communicator):
 
     def _gather(self, messages):
         return messages
+
+    def _swap(self, messages):
+        return [list(column) for column in zip(*messages, strict=True)], *self._weight(messages)
 
     def agree(self, value):
         return value

@@ -37,6 +37,7 @@ from .compressor import Message, positive_int
 _ENDED = 0x636F  # the tag of what a rank says when it ends
 _SWAP = 0x7377  # the tag of messages from rank to rank
 _AGREE = -1  # in place of a message's size: the payload is a value to agree on
+_ALLTOALL = -2  # in place of a message's size: what a worker says to all others together
 _LONG = 1.0  # seconds of waiting
 _FORWARDED = 0.2  # seconds in which the launcher passes on what was printed; it drops the rest when a job is aborted
 
@@ -132,6 +133,47 @@ class MPI(Communicator):
             heard.update(zip(theirs.tolist(), _cut(buffer, headers[theirs], kind), strict=True))
         return dict(sorted(heard.items())), headers[:, 0].tolist()
 
+    def _swap(self, messages):
+        if self.processes == 1:
+            return [list(column) for column in zip(*messages, strict=True)], *self._weight(messages)
+        bits, wire = self._weight(messages)
+        totals = np.zeros((self.n, 3), np.int64)
+        totals[self.workers.start : self.workers.stop] = 0, _ALLTOALL, 0
+        totals[self.workers.start] = bits, _ALLTOALL, wire
+        self._told(totals, self._first)
+        # a rank is told, and sent, what each of the workers here says to each of its own; what stays here travels not
+        blocks = [
+            [(i, row[j]) for i, row in zip(self.workers, messages, strict=True) for j in range(*self._first[r : r + 2])]
+            for r in range(self.processes)
+        ]
+        blocks[self.process] = []
+        leaving = [(i, message, kernels.taken(message.payload, "payload")) for block in blocks for i, message in block]
+        sent = np.array([_header(message, payload, i) for i, message, payload in leaving], np.int64).reshape(-1, 3)
+        counts = len(self.workers) * np.diff(self._first)
+        counts[self.process] = 0
+        ends = np.concatenate(([0], np.cumsum(counts)))
+        headers = np.empty((ends[-1], 3), np.int64)
+        self._link.alltoall(sent, 3 * ends, headers, 3 * ends)
+        starts = [np.concatenate(([0], np.cumsum(-(-each[:, 0] // 8)))) for each in (sent, headers)]
+        buffer = np.empty(starts[1][-1], np.uint8)
+        if np.any(totals[:, 0]):
+            payloads = _joined(payload for _, _, payload in leaving)
+            self._link.alltoall(payloads, starts[0][ends], buffer, starts[1][ends])
+        kind = messages[0][0].payload
+        theirs = iter(_cut(kernels.like(kernels.taken(kind), buffer), headers, kind))
+        heard = [[] for _ in self.workers]
+        for r in range(self.processes):
+            for i in range(*self._first[r : r + 2]):
+                for place, j in enumerate(self.workers):
+                    heard[place].append(messages[i - self.workers.start][j] if i in self.workers else next(theirs))
+        return heard, int(totals[:, 0].sum()), int(totals[:, 2].sum())
+
+    def _told(self, headers, bounds):
+        """Fill the headers of all workers, on all ranks; RuntimeError where ranks do different things."""
+        self._link.exchange(headers, 3 * bounds)
+        if len(set(np.minimum(headers[:, 1], 0).tolist())) > 1:
+            raise RuntimeError("some ranks send messages, others agree on a value: every rank must take the same steps")
+
     def _announce(self, messages, senders, bounds, graph=0):
         """Headers (bits, size, bytes of an element) of n messages, on all ranks from those of `senders` on this one,
         where rank r has headers bounds[r] to bounds[r + 1]; where each payload begins and the last ends; and payloads.
@@ -141,13 +183,9 @@ class MPI(Communicator):
         payloads = [kernels.taken(message.payload, "payload") for message in messages]
         headers = np.empty((self.n, 3), np.int64)
         for i, message, payload in zip(senders, messages, payloads, strict=True):
-            if payload.nbytes != -(-message.bits // 8):
-                raise ValueError(f"the message of worker {i} has {message.bits} bits in {payload.nbytes} bytes")
-            headers[i] = message.bits, message.size, np.dtype(message.dtype).itemsize + (graph << 8)
-        self._link.exchange(headers, 3 * bounds)
-        agreeing = headers[:, 1] == _AGREE
-        if np.any(agreeing) and not np.all(agreeing):
-            raise RuntimeError("some ranks send messages, others agree on a value: every rank must take the same steps")
+            headers[i] = _header(message, payload, i)
+            headers[i, 2] += graph << 8
+        self._told(headers, bounds)
         if np.any(headers[:, 2] >> 8 != graph):
             raise RuntimeError("ranks exchange messages on different graphs: every rank must take the same steps")
         headers[:, 2] &= 0xFF
@@ -203,6 +241,12 @@ class _Link:
         sections = [buffer, (np.diff(bounds), bounds[:-1])]
         self._complete(lambda: [self.comm.Igatherv(mine, sections, root=0)], sections, mine)
 
+    def alltoall(self, buffer, bounds, received, theirs) -> None:
+        """Fill elements theirs[r] to theirs[r + 1] of `received` with what rank r has for this one: its elements
+        bounds[s] to bounds[s + 1], where this is rank s."""
+        sections = [[buffer, (np.diff(bounds), bounds[:-1])], [received, (np.diff(theirs), theirs[:-1])]]
+        self._complete(lambda: [self.comm.Ialltoallv(*sections)], sections)
+
     def swap(self, sent: dict, received: dict) -> None:
         """Send rank r the bytes sent[r], and fill received[r] with those that it sends here: point to point."""
 
@@ -253,6 +297,13 @@ class _Link:
         finally:
             if not self._library.Is_finalized():
                 self._library.COMM_WORLD.Abort(1)
+
+
+def _header(message, payload, i) -> tuple[int, int, int]:
+    """Bits, size and bytes of an element of a message of worker i; ValueError where its payload is of other length."""
+    if payload.nbytes != -(-message.bits // 8):
+        raise ValueError(f"the message of worker {i} has {message.bits} bits in {payload.nbytes} bytes")
+    return message.bits, message.size, np.dtype(message.dtype).itemsize
 
 
 def _joined(payloads) -> np.ndarray:

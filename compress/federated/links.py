@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..combine import Scaled
+from ..combine import Scaled, contractive
 from ..compressor import Compressor, Contractive, Identity, Message, Unbiased, positive_int
 from ..key import Key
 
@@ -145,12 +145,12 @@ class Links:
     @property
     def encoder_up(self) -> Compressor:
         """What updates are encoded with."""
-        return _contractive(self.up) if self.memory == "error" else self.up
+        return contractive(self.up) if self.memory == "error" else self.up
 
     @property
     def encoder_down(self) -> Compressor:
         """What changes of the view are encoded with."""
-        return _contractive(self.down)
+        return contractive(self.down)
 
     def shift_step(self, d: int) -> float:
         """By how much of a decoded message a shift moves: 1/(1 + omega), or 1 for a contractive compressor."""
@@ -176,12 +176,6 @@ class Links:
     def fingerprint(self, d: int, statistics: int, seed: int) -> str:
         """What both sides must have the same."""
         return f"{self!r}, d = {d}, {statistics} statistics, seed {seed}"
-
-
-def _contractive(compressor):
-    if isinstance(compressor, Contractive) or compressor == _PLAIN:
-        return compressor
-    return Scaled(compressor)
 
 
 def checksum(x: np.ndarray) -> int:

@@ -1,6 +1,6 @@
-"""What needs PyTorch: optimizers of its kind, for models that it holds.
+"""ExtraAdam: extragradient with Adam's steps.
 
-ExtraAdam: Mishchenko, Kovalev, Shulgin, Richtarik, Malitsky, "Revisiting Stochastic Extragradient", AISTATS 2020,
+Mishchenko, Kovalev, Shulgin, Richtarik, Malitsky, "Revisiting Stochastic Extragradient", AISTATS 2020,
 arXiv 1905.11373; with independent samples, Gidel, Berard, Vignoud, Vincent, Lacoste-Julien, "A Variational Inequality
 Perspective on Generative Adversarial Networks", ICLR 2019, arXiv 1802.10551.
 """
@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import math
 
-try:
-    import torch
-except ImportError:
-    raise ImportError('compress.torch needs PyTorch: pip install "compress-kernels[torch]"') from None
+import torch
 
 # Keys of a group that torch or its schedulers look after.
 _OF_TORCH = {"params", "param_names", "differentiable", "initial_lr", "min_lr", "max_lr", "swa_lr"}
