@@ -67,6 +67,7 @@ setup(
         "compress._csrc",
         "compress.federated",
         "compress.optimizers",
+        "compress.torch",
     ],
     package_dir={"compress._csrc": "csrc"},
     package_data={"compress._csrc": ["*.h", "*.pyx", "*.cu", "*.cuh"]},

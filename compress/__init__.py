@@ -27,6 +27,7 @@ _NAMES = {
     "guide": ["recommend"],
     "comm": ["Communicator", "Ledger", "Local"],
     "mpi": ["MPI"],
+    "allreduce": ["AllReduce"],
     "problems": ["L1", "L2", "Box", "Logistic", "Problem", "Quadratic", "Ridge"],
     "sampling": [
         "Arbitrary",

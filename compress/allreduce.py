@@ -196,8 +196,9 @@ class AllReduce:
         widened), NumPy's, CuPy's or torch's. key: of this round, the same everywhere. out: for the mean. spent: adds
         up the seconds. Collective.
 
-        Raises RuntimeError on every process, and no state has changed, where a worker has a vector that cannot be
-        encoded: with the worker and the reason. ValueError for rows of another number or length than the state's.
+        Raises Refused, a RuntimeError, on every process, and no state has changed, where a worker has a vector that cannot be
+        encoded: with the worker and the reason. ValueError for rows of another number or length than the state's; either
+        of them, on every process, where d is not the same on all.
         """
         spent = Spent() if spent is None else spent
         given, rows = rows[0], self._rows(comm, state, rows)
@@ -206,15 +207,19 @@ class AllReduce:
         if two_shot:
             coder, pieces = self.down_coder, slices(n, d)
             keys = [key.worker(j).fold(_DOWN) for j in range(n)]
-            parts, up, down = self._scatter(comm, state, rows, key, spent)
-            own = down if self.memory == "error" else [state.shared[pieces[j]] for j in comm.workers if self._remembers]
         else:
             coder, pieces = self.up_coder, [slice(0, d)]
             keys = [key.worker(i).fold(_UP) for i in range(n)]
+        try:
             parts, own = rows, state.up
-        with spent.on("encode"):
-            targets = self._targets(parts, own)
-            sent = [_said(coder, target, keys[i]) for i, target in zip(comm.workers, targets, strict=True)]
+            if two_shot:
+                parts, up, down = self._scatter(comm, state, rows, key, spent)
+                own = down if self.memory == "error" else [state.shared[pieces[j]] for j in comm.workers if state.up]
+            with spent.on("encode"):
+                targets = self._targets(parts, own)
+                sent = [_said(coder, target, keys[i]) for i, target in zip(comm.workers, targets, strict=True)]
+        except ValueError as error:  # of what was heard in the first shot: others may not know
+            sent = [_refusal(error, row) for row in rows]
         with spent.on("wait"):
             heard = comm.allgather(sent)
         for i, message in enumerate(heard):
@@ -345,6 +350,10 @@ class AllReduce:
         return moved
 
 
+class Refused(RuntimeError):
+    """A worker has a vector that cannot be encoded. All know, there is no mean, and no state has changed."""
+
+
 def slices(n: int, d: int) -> list[slice]:
     """The coordinates that each of n workers owns: j d // n to (j + 1) d // n."""
     return [slice(j * d // n, (j + 1) * d // n) for j in range(n)]
@@ -362,14 +371,18 @@ def _said(coder, x, key, own: bool = False) -> Message:
             return Message(kernels.empty(x, 0, np.uint8), 0, 0, x.dtype)
         return coder.encode(x, key)
     except ValueError as error:
-        reason = kernels.like(x, np.frombuffer(str(error).encode(), np.uint8))
-        return Message(reason, 8 * reason.size, _REFUSED, x.dtype)
+        return _refusal(error, x)
+
+
+def _refusal(error, x) -> Message:
+    reason = kernels.like(x, np.frombuffer(str(error).encode(), np.uint8))
+    return Message(reason, 8 * reason.size, _REFUSED, x.dtype)
 
 
 def _heed(i: int, message: Message, size: int) -> None:
     """Raise what worker i has said in place of a message, or where that is of another length."""
     if message.size == _REFUSED:
-        raise RuntimeError(f"worker {i}: {kernels.host(message.payload).tobytes().decode()}")
+        raise Refused(f"worker {i}: {kernels.host(message.payload).tobytes().decode()}")
     if message.size != size:
         raise ValueError(
             f"worker {i} sends {message.size} coordinates, {size} are expected: d must be the same everywhere"

@@ -8,8 +8,8 @@ A communicator has n workers, and this process hosts some of them: all for `Loca
 process does what the server of a paper would do with the n messages, in the order of workers: all hold the same
 iterate, bit for bit, on every engine and however workers are spread over processes. Where workers must not see the
 whole iterate, process 0 is a server beside them: it `scatter`s a message to each and `gather`s what they answer.
-In a network there is neither: with `exchange` a worker hears its neighbours in a graph. With `alltoall` every worker has
-a message of its own for every other one, as when each averages a part of a vector (`compress.allreduce`).
+In a network there is neither: with `exchange` a worker hears its neighbours in a graph. With `alltoall` every worker
+has a message of its own for every other one, as when each averages a part of a vector (`compress.allreduce`).
 """
 
 from __future__ import annotations

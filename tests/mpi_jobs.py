@@ -12,6 +12,7 @@ from cuda_on_cpu import cupy_on_cpu
 
 import compress
 from compress._gpu import device
+from compress.allreduce import AllReduce
 from compress.graphs import Graph, Network
 from compress.optimizers.adom import ADOM
 
@@ -262,6 +263,48 @@ def kinds_of_arrays(comm):
         assert all(isinstance(message.payload, kind) for message in received)
         assert received == plain
     device._cupy = None
+
+
+def reductions():
+    """All-to-all and AllReduce are those of Local, whatever the number of ranks."""
+    comm, local = compress.MPI(5), compress.Local(5)
+    C, sent = compress.Eden(2), []
+    for i in range(5):
+        rows = [np.ones(7 * i + 50 * j, np.float32) for j in range(5)]
+        sent.append([C.encode(x, KEY.worker(i)) for x in rows])
+    heard, expected = comm.alltoall(sent[i] for i in comm.workers), local.alltoall(sent)
+    assert heard == [expected[j] for j in comm.workers]
+    device._cupy = cupy_on_cpu
+    moved = [[m._replace(payload=cupy_on_cpu.asarray(m.payload)) for m in sent[i]] for i in comm.workers]
+    heard = comm.alltoall(moved)
+    assert all(isinstance(m.payload, cupy_on_cpu.ndarray) for row in heard for m in row)
+    expected = local.alltoall(sent)
+    assert heard == [expected[j] for j in comm.workers]
+    device._cupy = None
+    rng = np.random.default_rng(0)
+    for d in (0, 3, 2001):
+        rows = rng.standard_normal((5, d)).astype(np.float32)
+        for memory in ("none", "error", "shift"):
+            for C in (compress.Eden(1), compress.Trellis(bits=1)):
+                reduce = AllReduce(C, memory=memory)
+                mine, theirs = reduce.init(comm, d), reduce.init(local, d)
+                for t in range(3):
+                    mean, mine = reduce.mean(comm, mine, [rows[i] for i in comm.workers], KEY.at(t))
+                    same, theirs = reduce.mean(local, theirs, rows, KEY.at(t))
+                    assert mean.tobytes() == same.tobytes()
+                assert all(np.array_equal(mine.up[k], theirs.up[i]) for k, i in enumerate(comm.workers) if mine.up)
+    assert comm.ledger == local.ledger
+    bad = [np.full(2001, np.nan if i == 3 else 1.0) for i in comm.workers]
+    try:
+        reduce = AllReduce(compress.Eden(1))
+        reduce.mean(comm, reduce.init(comm, 2001), bad, KEY)
+    except RuntimeError as error:
+        assert "worker 3: x has 2001 NaN or Inf" in str(error)
+        print(f"rank {comm.process} has heard why")
+    try:  # of which another rank does something else
+        comm.alltoall([row for row in moved]) if comm.process else comm.agree(0)
+    except RuntimeError as error:
+        assert "every rank must take the same steps" in str(error)
 
 
 def errors_on_both_ranks():

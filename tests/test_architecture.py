@@ -26,12 +26,12 @@ ORDER = [
     ["quantize", "sparsify", "chunk", "lowrank", "kashin", "eden", "trellis"],
     ["rotate", "combine"],
     ["guide"],
-    ["comm", "mpi"],
+    ["comm", "mpi", "allreduce"],
     ["problems", "games", "sampling", "data", "graphs", "sketches"],
     ["optimizers.method", "optimizers.trace"],
     ["optimizers.shifted", "optimizers.sgd", "optimizers.extragradient", "optimizers.mast", "optimizers.ist"],
     ["optimizers.adom", "optimizers.run"],
-    ["torch"],
+    ["torch.comm", "torch.extra_adam", "torch.hook", "torch.diloco"],
     ["federated.links", "federated.models", "federated.table", "federated.training", "federated.smoothing"],
     ["federated.fedavg"],
     ["federated.flower"],
@@ -41,7 +41,10 @@ ARRAYS_ONLY = ["problems", "games", "sampling", "data", "graphs"]
 # What a module may import beside the standard library and NumPy, in functions that say what to install.
 LAZY = {
     "mpi": {"mpi4py"},
-    "torch": {"torch"},
+    "torch.comm": {"torch"},
+    "torch.diloco": {"torch"},
+    "torch.extra_adam": {"torch"},
+    "torch.hook": {"torch"},
     "data": {"sklearn"},
     "optimizers.run": {"rich"},
     "optimizers.trace": {"matplotlib"},
@@ -76,8 +79,8 @@ def imports(path: Path):
     return relative, absolute
 
 
-FILES = [*PACKAGE.glob("*.py"), *PACKAGE.glob("optimizers/*.py"), *PACKAGE.glob("federated/*.py")]
-MODULES = sorted(path for path in FILES if path.stem != "__init__")
+FOLDERS = PACKAGE, PACKAGE / "optimizers", PACKAGE / "torch", PACKAGE / "federated"
+MODULES = sorted(path for folder in FOLDERS for path in folder.glob("*.py") if path.stem != "__init__")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)

@@ -48,6 +48,24 @@ def test_an_exchange_is_counted_once_for_each_neighbour():
     assert comm.ledger.messages == 8
 
 
+def test_all_to_all_gives_each_what_is_for_it():
+    comm = compress.Local(3)
+    sent = [messages(comm, [10 * i + j for j in range(3)]) for i in range(3)]
+    heard = comm.alltoall(sent)
+    assert heard == [[sent[i][j] for i in range(3)] for j in range(3)]
+    others = [sent[i][j] for i in range(3) for j in range(3) if i != j]
+    bits, wire = sum(m.bits for m in others), sum(m.payload.nbytes + HEADER for m in others)
+    assert comm.ledger == Ledger(bits, bits, wire, wire, 6)
+    for bad, error, match in (
+        (sent[:2], ValueError, "2 rows of messages, of 3 workers hosted here"),
+        ([sent[0], sent[1], sent[2][:2]], ValueError, "2 messages to 3 workers"),
+        ([sent[0], sent[1], [1, 2, 3]], TypeError, "int"),
+    ):
+        with pytest.raises(error, match=match):
+            comm.alltoall(bad)
+    assert comm.ledger.messages == 6
+
+
 def test_what_is_observed_is_not_counted():
     comm, rows = compress.Local(2), np.array([[1.0, np.nan], [-0.0, np.inf]], np.float32)
     assert np.array_equal(np.array(comm.observe(rows)).view(np.uint32), rows.view(np.uint32))

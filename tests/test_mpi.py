@@ -64,6 +64,13 @@ def test_clients_on_ranks_train_to_the_bits_of_local(ranks):
         assert f"rank {rank} of {ranks} has trained clients {clients}" in job.stdout
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_reductions_are_those_of_local(ranks):
+    job = launch("reductions", ranks)
+    assert job.returncode == 0, job.stderr
+    assert all(f"rank {rank} has heard why" in job.stdout for rank in range(ranks))
+
+
 def test_payloads_travel_to_ranks_of_neighbours_alone():
     job = launch("silent", 3)
     assert job.returncode == 0, job.stderr

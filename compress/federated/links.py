@@ -38,7 +38,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..combine import Scaled, contractive
-from ..compressor import Compressor, Contractive, Identity, Message, Unbiased, positive_int
+from ..compressor import Compressor, Identity, Message, Unbiased, positive_int
 from ..key import Key
 
 MAGIC, VERSION = b"CMPP", 1

@@ -2,9 +2,8 @@
 
 Design note
 -----------
-A. A round is one exchange of headers and one of payloads, both all_to_all_single: what a rank sends is what its receiver
-   is owed, nothing is padded, and uneven lengths are fine with gloo and NCCL alike. Payloads that all are sent, and that
-   are of one length, go by all_gather.
+A. A round is one exchange of headers and one of payloads, both all_to_all_single: what a rank sends is what its
+   receivers are owed, nothing is padded, and uneven lengths are fine with gloo and NCCL alike.
 B. Headers go to all, and say what the round is: ranks that do different things all raise.
 C. Payloads travel where they live if the group has a backend there: NumPy's by gloo, CuPy's by NCCL. Otherwise they are
    moved to where it has one, and back.
@@ -119,7 +118,7 @@ class Distributed(Communicator):
         else:
             parts = [torch.empty(0, dtype=torch.uint8)] * self.n
         heard = []
-        for i, (_, bits, size, itemsize, length, *_) in enumerate(headers.tolist()):
+        for i, (_, bits, size, itemsize, *_) in enumerate(headers.tolist()):
             if i == own:
                 heard.append(messages[i])
                 continue
