@@ -196,9 +196,9 @@ class AllReduce:
         widened), NumPy's, CuPy's or torch's. key: of this round, the same everywhere. out: for the mean. spent: adds
         up the seconds. Collective.
 
-        Raises Refused, a RuntimeError, on every process, and no state has changed, where a worker has a vector that cannot be
-        encoded: with the worker and the reason. ValueError for rows of another number or length than the state's; either
-        of them, on every process, where d is not the same on all.
+        Raises Refused, a RuntimeError, on every process, and no state has changed, where a worker has a vector that
+        cannot be encoded: with the worker and the reason. ValueError for rows of another number or length than the
+        state's; either of them, on every process, where d is not the same on all.
         """
         spent = Spent() if spent is None else spent
         given, rows = rows[0], self._rows(comm, state, rows)
@@ -315,10 +315,9 @@ class AllReduce:
         """What is encoded: x + error, x - shift, or x itself without a memory."""
         if not self._remembers:
             return rows
-        targets = [row.copy() for row in rows]
-        for target, kept in zip(targets, own, strict=True):
-            add_or_store(kept, target, 1.0 if self.memory == "error" else -1.0, True)
-        return targets
+        with np.errstate(over="ignore"):  # encoders see it
+            both = zip(rows, own, strict=True)
+            return [row + kept if self.memory == "error" else row - kept for row, kept in both]
 
     def _left(self, coder, targets, own, said):
         """What is remembered after these messages: of each target [(coordinates, message, key), ...], where no message

@@ -1,7 +1,8 @@
 """What needs PyTorch: training over slow links, and optimizers of its kind.
 
 `Distributed` is the communicator of a process group, `DDPHook` compresses the gradients of DistributedDataParallel,
-`DiLoCo` averages models that train apart for many steps, `ExtraAdam` solves games.
+`FSDPHook` those of fully_shard (FSDP2), `DiLoCo` averages models that train apart for many steps, `ExtraAdam` solves
+games.
 """
 
 try:
@@ -10,6 +11,17 @@ except ImportError:
     raise ImportError('compress.torch needs PyTorch: pip install "compress-kernels[torch]"') from None
 
 from .comm import Distributed
+from .diloco import DiLoCo
 from .extra_adam import ExtraAdam
+from .hook import DDPHook
+from .low_rank import LowRank
 
-__all__ = ["Distributed", "ExtraAdam"]
+__all__ = ["DDPHook", "DiLoCo", "Distributed", "ExtraAdam", "FSDPHook", "LowRank"]
+
+
+def __getattr__(name):
+    if name == "FSDPHook":  # torch's FSDP takes a while to import
+        from .fsdp import FSDPHook
+
+        return FSDPHook
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

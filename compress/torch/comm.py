@@ -102,18 +102,19 @@ class Distributed(Communicator):
         for r in range(self.n):
             if r == own or (to is not None and r not in to):
                 lengths[r] = 0
+        speaks = any(lengths)
         rows = [
-            [_KINDS.index(kind), message.bits, message.size, np.dtype(message.dtype).itemsize, length, *said]
+            [_KINDS.index(kind), message.bits, message.size, np.dtype(message.dtype).itemsize, length, speaks, *said]
             for message, length in zip(messages, lengths, strict=True)
         ]
         device = self._device(payloads[0])
-        headers = torch.empty((self.n, 7), dtype=torch.int64, device=device)
+        headers = torch.empty((self.n, 8), dtype=torch.int64, device=device)
         dist.all_to_all_single(headers, torch.tensor(rows, device=device), group=self.group)
         headers = headers.cpu().numpy()
         if kinds := {_KINDS[k] for k in headers[:, 0]} - {kind}:
             raise RuntimeError(f"ranks take different steps: {kind} here, {', '.join(sorted(kinds))} elsewhere")
         expected = headers[:, 4].tolist()
-        if any(lengths) or any(expected):
+        if headers[:, 5].any():  # also where this rank has no part in it: payloads are a collective
             parts = self._travel(payloads, lengths, expected, device)
         else:
             parts = [torch.empty(0, dtype=torch.uint8)] * self.n
@@ -125,7 +126,7 @@ class Distributed(Communicator):
             payload = kernels.like(payloads[i], kernels.taken(parts[i]))
             payload = kernels.given(payload, messages[i].payload)
             heard.append(Message(payload, bits, size, np.dtype(f"f{itemsize}")))
-        return heard, headers[:, 5:]
+        return heard, headers[:, 6:]
 
     def _travel(self, payloads, lengths, expected, device):
         """The bytes of every rank to this one, of those to every rank."""

@@ -1,0 +1,695 @@
+"""DDPHook: DistributedDataParallel with compressed gradients.
+
+Design note
+-----------
+A. Gradients come in buckets, as backward makes them, and DDP cuts its buckets anew after the first step. The matrices
+   of a bucket are one vector of `AllReduce`, with a state of its own; what is small or of one dimension, and all of a
+   dense step, goes by all_reduce. Where a vector has other parameters than before, its errors are put together from
+   those of its parameters. Shifts start at zero there: the owner of a slice holds the mean of those of another slice.
+B. One thread takes the buckets in order, while backward makes the next ones. It has a process group of its own: DDP
+   uses its group meanwhile.
+C. A step counts in full or not at all. States are replaced at its end; where it fails, its gradients are set to zero
+   and backward() raises. DDP must not see the failure, which would leave it in the middle of a step: every bucket gets
+   its answer, and the error is raised by a callback of the autograd engine that runs after DDP's own.
+D. A rank that cannot encode says so in place of its message (`AllReduce`, note D), and a mean that is not finite is so
+   everywhere: all ranks know, and tell each other what they have. What fails in another way the others may not know
+   of: this rank then says nothing more, or it would answer their messages of one step with those of the next.
+E. Errors are sums of gradients, so that a dense step can take them along: nothing is lost where the hook turns dense.
+   What the owner of a slice has left out of the mean counts n times in its own gradient.
+F. After load_state_dict the first buckets are not yet those that the errors are of. They are held back until all are
+   there, and go in the vectors that were saved: a run that goes on does so bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.autograd import Variable
+from torch.nn.parallel import DistributedDataParallel
+
+from .. import kernels
+from .._gpu import device as _device
+from ..allreduce import AllReduce, AllReduceState, Refused, Spent, slices
+from ..compressor import Compressor, positive_int
+from ..key import Key
+from .comm import Distributed
+
+_LOG = logging.getLogger("compress")
+_FORMAT = 1  # of state_dict
+_NONFINITE = "raise", "propagate"
+_NAMED = 8  # gradients in a refusal
+_SETTLING, _MEASURED = 2, 5  # steps of a kind that "auto" lets pass, and then measures
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a hook has done, a step and rank, on average over its compressed steps.
+
+    mode: "warm-up", "compressed", "dense" where "auto" has turned compression off, or "one rank". steps: compressed
+    ones. parameters: numbers in the model, of which `compressed` travel compressed. bits: received for a parameter,
+    those of the dense part among them; dense_bits: the same without compression, in float32. wire: bytes received, with
+    headers. encode, decode, wait, dense: seconds in encoders, in decoders, in waiting for compressed messages, and for
+    the dense part; most of them beside backward. dense_step, compressed_step: seconds from step to step that "auto" has
+    measured.
+    """
+
+    mode: str
+    steps: int
+    parameters: int
+    compressed: int
+    bits: float
+    dense_bits: float
+    wire: float
+    encode: float
+    decode: float
+    wait: float
+    dense: float
+    dense_step: float | None = None
+    compressed_step: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """How many times less is received than without compression; nan before the first compressed step."""
+        return self.dense_bits / self.bits if self.bits else math.nan
+
+    def __str__(self):
+        lines = [f"{self.mode}, {self.steps} compressed steps"]
+        if self.steps:
+            lines += [
+                f"received: {self.bits:.3f} bits a parameter, {self.ratio:.1f} times less than float32 "
+                f"({self.compressed} of {self.parameters} parameters travel compressed)",
+                f"seconds a step: encode {self.encode:.4f}, decode {self.decode:.4f}, wait {self.wait:.4f}, "
+                f"dense part {self.dense:.4f}",
+            ]
+        if self.compressed_step is not None:
+            lines.append(f"from step to step: {self.compressed_step:.4f} s compressed, {self.dense_step:.4f} s dense")
+        return "\n".join(lines)
+
+
+@dataclass
+class _Step:
+    """What a step has come to. Nothing of it counts before its end."""
+
+    planned: bool = False
+    compressed: bool = False
+    groups: list = field(default_factory=list)  # the names of parameters that came together
+    states: dict = field(default_factory=dict)  # by the names of those that went compressed
+    held: list = field(default_factory=list)  # buckets that wait for the last (note F)
+    owed: dict | None = None  # errors by parameter, once they were needed
+    spent: Spent = field(default_factory=Spent)
+    totals: dict = field(default_factory=lambda: {"dense": 0.0, "bits": 0.0, "wire": 0.0})
+    failure: Exception | None = None
+
+
+class _Bucket(NamedTuple):
+    names: tuple
+    parts: list  # gradients, vectors in the memory of the buffer
+    buffer: torch.Tensor
+    future: torch.futures.Future
+    ready: object  # an event of CUDA
+
+
+class _Differ(ValueError):
+    """Ranks are configured differently, and all know."""
+
+
+class Hook:
+    """What DDPHook and FSDPHook share: configuration, states by vector, steps that count in full or not at all."""
+
+    def __init__(self, reduce, warmup_steps, min_size, dense, nonfinite, seed, group):
+        if nonfinite not in _NONFINITE:
+            raise ValueError(f"{self._name}: nonfinite must be one of {', '.join(_NONFINITE)}, got {nonfinite!r}")
+        if dense is not None and not (isinstance(dense, torch.dtype) and dense.is_floating_point):
+            raise TypeError(f"{self._name}: dense must be a floating-point torch.dtype, got {dense!r}")
+        self.reduce, self.dense, self.nonfinite, self.group = reduce, dense, nonfinite, group
+        self.warmup_steps = positive_int(warmup_steps, "warmup_steps", 0)
+        self.min_size = positive_int(min_size, "min_size", 0)
+        self.key, self.step, self.off, self.comm = Key(seed), 0, False, None
+        self._parameters, self._groups, self._states = {}, [], {}
+        self._now, self._agreed, self._resumed = None, False, False
+        self._broken = None
+        self._counted, self._totals = 0, dict.fromkeys(("encode", "decode", "wait", "dense", "bits", "wire"), 0.0)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _configuration(self) -> dict:
+        """What must be the same on every rank, and in a checkpoint."""
+        parameters = repr([(name, tuple(p.shape), str(p.dtype)) for name, p in self._parameters.items()])
+        return {
+            "hook": self._name,
+            "reduction": repr(self.reduce),
+            "warmup_steps": self.warmup_steps,
+            "min_size": self.min_size,
+            "dense": str(self.dense),
+            "nonfinite": self.nonfinite,
+            "key": repr(self.key),
+            "parameters": f"{len(self._parameters)} tensors, crc32 {zlib.crc32(parameters.encode()):08x}",
+        }
+
+    # Steps
+
+    def _begin(self) -> _Step:
+        """A new step, which ends when this backward does. One before it that has not come to its end is forgotten."""
+        step, engine = _Step(), Variable._execution_engine
+        try:
+            engine.queue_callback(
+                lambda: engine.queue_callback(lambda: self._end(step))
+            )  # after those queued meanwhile
+        except RuntimeError:
+            raise RuntimeError(f"{self._name}: it works within backward() alone, not for join()") from None
+        self._now = step
+        return step
+
+    def _end(self, step) -> None:
+        """Make a step count, or raise why it does not."""
+        if self._now is not step:
+            return
+        self._now = None
+        if step.failure is None:
+            self._keep(step)
+            self.step += 1
+            if step.compressed:
+                self._counted += 1
+                for name, value in (step.totals | vars(step.spent)).items():
+                    self._totals[name] += value
+        elif isinstance(step.failure, Refused) and self.nonfinite == "propagate":
+            self._fill(math.nan)
+        else:
+            self._fill(0.0)
+            if not isinstance(step.failure, (Refused, _Differ)) and self._broken is None:
+                self._broken = f"{self._name}: step {self.step} has failed on this rank, {step.failure!r}"
+                step.failure.add_note(f"{self._name}: in step {self.step}, of which nothing has changed")
+            raise step.failure
+
+    def _keep(self, step) -> None:
+        """What a step has come to, in place of what was before."""
+        raise NotImplementedError
+
+    def _fill(self, value: float) -> None:
+        """All gradients of a step that does not count."""
+        raise NotImplementedError
+
+    def _plan(self, step) -> None:
+        """What kind of step this is. Collective."""
+        if self._broken is not None:
+            raise RuntimeError(self._broken)
+        step.planned = True
+        if not self._agreed:
+            self._agree()
+        self._decide()
+        step.compressed = self.step >= self._warmup and not self.off
+
+    @property
+    def _warmup(self) -> int:
+        return self.warmup_steps
+
+    def _decide(self) -> None:
+        """Turn the hook off where it does not pay."""
+
+    def _agree(self) -> None:
+        """ValueError on every rank where they are not configured alike, or have not come equally far."""
+        here = self._configuration() | {"step": self.step, "off": self.off}
+        here["vectors"] = f"crc32 {zlib.crc32(repr((self._groups, list(self._states))).encode()):08x}"
+        everyone = self._everyone(here)
+        for what in here:
+            if len({str(each[what]) for each in everyone}) > 1:
+                said = ", ".join(f"{each[what]} on rank {rank}" for rank, each in enumerate(everyone))
+                raise _Differ(f"{self._name}: ranks differ in {what}: {said}")
+        self._agreed = True
+
+    def _everyone(self, here) -> list:
+        """An object of every rank."""
+        everyone = [None] * self.comm.n
+        dist.all_gather_object(everyone, here, group=self.comm.group)
+        return everyone
+
+    def _blame(self, parts: dict, refusal: Refused) -> Refused:
+        """The refusal, with whose gradients are to blame. Collective."""
+        bad = {
+            name: f"{name}: {int((~torch.isfinite(part)).sum())} NaN or Inf among {part.numel()} elements"
+            for name, part in parts.items()
+            if not _finite(part)
+        }
+        everyone = self._everyone(list(bad.values()))
+        found = [f"{what}, on rank {rank}" for rank, of_rank in enumerate(everyone) for what in of_rank]
+        if len(found) > _NAMED:
+            found[_NAMED:] = [f"and {len(found) - _NAMED} more"]
+        why = "; ".join(found) or str(refusal)
+        return Refused(f"{self._name}: step {self.step} is refused and nothing has changed: {why}")
+
+    @contextmanager
+    def _counting(self, step):
+        """Adds what compressed messages weigh to those of a step."""
+        ledger, n = self.comm.ledger, self.comm.n
+        bits, wire = ledger.bits_down, ledger.wire_down
+        yield
+        step.totals["bits"] += (ledger.bits_down - bits) / n
+        step.totals["wire"] += (ledger.wire_down - wire) / n
+
+    # Reports and checkpoints
+
+    def _report(self, **more) -> Report:
+        n, steps, total = self.comm.n, max(1, self._counted), sum(p.numel() for p in self._parameters.values())
+        each = {name: value / steps for name, value in self._totals.items()}
+        if n == 1:
+            mode = "one rank"
+        elif self.off:
+            mode = "dense"
+        else:
+            mode = "warm-up" if self.step < self._warmup else "compressed"
+        each["bits"] /= max(1, total)
+        return Report(mode, self._counted, total, **each, **more)
+
+    def state_dict(self) -> dict:
+        """What a run needs to go on, of this rank: tensors, numbers and strings, which torch.load(weights_only=True)
+        takes. Every rank saves its own. RuntimeError before `register`."""
+        self._registered()
+        return self._more_state() | {
+            "format": _FORMAT,
+            "configuration": self._configuration(),
+            "world_size": self.comm.n,
+            "rank": self.comm.process,
+            "step": self.step,
+            "off": self.off,
+            "groups": [list(names) for names in self._groups],
+            "states": [
+                {"names": list(names), "up": _tensors(up), "down": _tensors(down), "shared": _tensors([shared])}
+                for names, (up, down, shared) in self._states.items()
+            ],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where the run was that has saved `state` on this rank: bit for bit, once its buckets had been rebuilt,
+        which is after the first step.
+
+        Raises ValueError, with what differs, for a state of another configuration, other parameters, another rank or
+        number of ranks; nothing has changed then. What errors hold belongs to a rank: on another number of ranks start
+        with a fresh hook, which costs what the messages so far have left out, a few steps' worth at most.
+        """
+        self._registered()
+        if not isinstance(state, dict) or state.get("format") != _FORMAT:
+            raise ValueError(f"{self._name}: not a state of this hook's format, {_FORMAT}")
+        saved = dict(state["configuration"], world_size=state["world_size"], rank=state["rank"])
+        here = dict(self._configuration(), world_size=self.comm.n, rank=self.comm.process)
+        if differs := [
+            f"{what} {saved.get(what)} there, {here[what]} here" for what in here if saved.get(what) != here[what]
+        ]:
+            more = "; start with a fresh hook on another number of ranks" if saved["world_size"] != self.comm.n else ""
+            raise ValueError(f"{self._name}: the state is of another run: {'; '.join(differs)}{more}")
+        device = next(iter(self._parameters.values())).device
+        states = {}
+        for each in state["states"]:
+            vectors = [
+                [_array(t.detach().to(device, copy=True)) for t in each[what]] for what in ("up", "down", "shared")
+            ]
+            up, down, shared = map(tuple, vectors)
+            states[tuple(each["names"])] = AllReduceState(up, down, *shared)
+        self._groups, self._states = [tuple(names) for names in state["groups"]], states
+        self.step, self.off = state["step"], state["off"]
+        self._agreed, self._resumed = False, bool(self._groups)
+        self._restore(state)
+
+    def _more_state(self) -> dict:
+        return {}
+
+    def _restore(self, state) -> None:
+        """What _more_state has given."""
+
+    def _registered(self) -> None:
+        if self.comm is None:
+            raise RuntimeError(f"{self._name}: register the hook first")
+
+
+class DDPHook(Hook):
+    """A communication hook of DistributedDataParallel that averages gradients over compressed messages.
+
+    compressor, down, decay: as in `AllReduce`: of gradients, of averaged slices, and of errors. error_feedback: what a
+    message leaves out goes into the next one; an unbiased compressor is then used as Scaled(it). shift: DIANA's shifts
+    instead. warmup_steps: first steps, dense. min_size: smaller tensors, and those of one dimension, travel dense.
+    pattern: "gather" or "two-shot"; "auto" takes whichever receives less, and measures: the first steps dense (7 at
+    least), the next 7 compressed, and where dense is the faster the hook stays dense, says so (logger "compress", and
+    report()), and adds what errors hold to the next gradient. dense: dtype of what travels dense, the gradient's unless
+    given; torch.bfloat16 halves it. nonfinite: what NaN or Inf in a gradient does, "raise" or "propagate" (below).
+    seed: of all randomness. group: a process group for the hook alone, over the ranks of the model's; made by
+    `register` unless given.
+
+    Gradients are float32, float64, or float16 and bfloat16, which are widened. Replicas stay identical, bit for bit.
+    Errors and shifts take as much memory as the gradients that travel compressed, and twice that during a step.
+    A tensor that no rank uses in a step (find_unused_parameters=True) keeps its gradient, as with DDP alone, and what
+    the step's messages carry of its errors is lost. With one rank nothing travels and gradients pass as they are.
+
+    backward() raises on every rank, nothing counts and gradients become zero, and the next step may go on:
+    - Refused, a RuntimeError, where a gradient holds NaN or Inf, with its name and rank. With nonfinite="propagate"
+      there is no error, and all gradients become NaN on every rank: torch.amp.GradScaler then skips the step, as it
+      must be able to where gradients are scaled.
+    - ValueError in the first step where ranks are configured differently, with what differs.
+    - what torch raises where a rank is gone, at the latest after the timeout of the group; RuntimeError from then on.
+
+    TypeError or ValueError for other parameters.
+
+    One process here, `torchrun --nproc-per-node 2 script.py` for two:
+
+    >>> import tempfile, compress
+    >>> file = f"file://{tempfile.mkdtemp()}/store"
+    >>> dist.init_process_group("gloo", init_method=file, rank=0, world_size=1)
+    >>> model = DistributedDataParallel(torch.nn.Linear(100, 10))
+    >>> hook = DDPHook(compress.ChunkTopK(), dense=torch.bfloat16)
+    >>> hook.register(model)
+    >>> model(torch.ones(3, 100)).sum().backward()
+    >>> print(hook.report())
+    one rank, 0 compressed steps
+    >>> dist.destroy_process_group()
+    """
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        down: Compressor | None = None,
+        error_feedback: bool = True,
+        decay: float = 1.0,
+        shift: bool = False,
+        warmup_steps: int = 10,
+        min_size: int = 1024,
+        pattern: str = "auto",
+        dense: torch.dtype | None = None,
+        nonfinite: str = "raise",
+        seed: int = 0,
+        group=None,
+    ):
+        memory = "shift" if shift else "error" if error_feedback else "none"
+        reduce = AllReduce(compressor, down, pattern, memory, decay)
+        super().__init__(reduce, warmup_steps, min_size, dense, nonfinite, seed, group)
+        self._measures = pattern == "auto"
+        self._times, self._verdict, self._last = {True: [], False: []}, None, None
+        self._thread, self._streams, self._room = None, {}, None
+
+    def register(self, model: DistributedDataParallel) -> None:
+        """Make this the communication hook of a model, before its first backward. Collective.
+
+        Raises TypeError for what is no DistributedDataParallel, RuntimeError where the model has a hook or the hook a
+        model, ValueError where an embedding makes sparse gradients or `group` is of another size than the model's.
+        """
+        if not isinstance(model, DistributedDataParallel):
+            raise TypeError(f"DDPHook: model must be a DistributedDataParallel, got {type(model).__name__}")
+        if self.comm is not None:
+            raise RuntimeError("DDPHook: this hook has a model already, make one for each")
+        if getattr(model, "_comm_hooks", None):
+            raise RuntimeError(
+                f"DDPHook: the model has a communication hook already, {model._comm_hooks[0][0].__name__}"
+            )
+        kinds = torch.nn.Embedding, torch.nn.EmbeddingBag
+        if sparse := [
+            name for name, module in model.module.named_modules() if isinstance(module, kinds) and module.sparse
+        ]:
+            raise ValueError(f"DDPHook: gradients of {', '.join(sparse)} are sparse, make them with sparse=False")
+        ignored = getattr(model, "parameters_to_ignore", ())
+        self._parameters = {
+            name: p for name, p in model.module.named_parameters() if p.requires_grad and name not in ignored
+        }
+        self._names = {id(p): name for name, p in self._parameters.items()}
+        group = self.group
+        if group is not None and dist.get_world_size(group) != model.process_group.size():
+            raise ValueError(
+                f"DDPHook: group is of {dist.get_world_size(group)} ranks, the model's of {model.process_group.size()}"
+            )
+        if group is None and model.process_group.size() > 1:
+            group = _group_like(model.process_group)
+        self.comm = Distributed(model.process_group if group is None else group)
+        self._thread = ThreadPoolExecutor(1, "DDPHook")  # ends with the hook
+        model.register_comm_hook(self, compressed_mean)
+
+    def report(self) -> Report:
+        """What has travelled, how long it took, and what "auto" has made of that. RuntimeError before `register`."""
+        self._registered()
+        dense, compressed = self._verdict or (None, None)
+        n, large = self.comm.n, sum(p.numel() for p in self._parameters.values() if self._is_large(p))
+        return self._report(compressed=large, dense_bits=64 * (n - 1) / n, dense_step=dense, compressed_step=compressed)
+
+    def _more_state(self):
+        return {"dense": list(self._times[False]), "compressed": list(self._times[True]), "verdict": self._verdict}
+
+    def _restore(self, state):
+        self._times, self._last = {False: list(state["dense"]), True: list(state["compressed"])}, None
+        self._verdict = state["verdict"]
+
+    def _keep(self, step):
+        self._groups, self._states, self._resumed = step.groups, step.states, False
+
+    def _fill(self, value):
+        for p in self._parameters.values():
+            if p.grad is not None:
+                p.grad.detach().fill_(value)
+
+    # What "auto" measures
+
+    @property
+    def _warmup(self):
+        return max(self.warmup_steps, _SETTLING + _MEASURED) if self._measures else self.warmup_steps
+
+    def _clock(self, step) -> None:
+        """From the first bucket of a step to that of the next: the time of a step of its kind."""
+        now = perf_counter()
+        if self._last is not None and self._measures and self._verdict is None:
+            last, then = self._last
+            if last.failure is None:
+                self._times[last.compressed].append(now - then)
+        self._last = step, now
+
+    def _decide(self):
+        compressed = self._times[True][_SETTLING:]
+        if not self._measures or self._verdict is not None or len(compressed) < _MEASURED:
+            return
+        here = median(self._times[False][_SETTLING:] or [0.0]), median(compressed)
+        dense, compressed = self._verdict = [max(of_ranks) for of_ranks in zip(*self._everyone(here), strict=True)]
+        self.off = compressed > dense
+        if self.comm.process == 0:
+            said = "a step takes %.4g s compressed, %.4g s dense: %s"
+            level, what = (logging.WARNING, "dense from here on") if self.off else (logging.INFO, "compressed it stays")
+            _LOG.log(level, f"DDPHook: {said}", compressed, dense, what)
+
+    # Buckets
+
+    def _take(self, bucket):
+        """A bucket that backward has filled, and the future of its mean."""
+        buffer = bucket.buffer()
+        future = torch.futures.Future(devices=[buffer.device] if buffer.is_cuda else None)
+        if self.comm.n == 1:
+            future.set_result(buffer)
+            return future
+        if bucket.index() == 0:
+            self._clock(self._begin())
+        step = self._now
+        names = tuple(self._names[id(p)] for p in bucket.parameters())
+        parts = [g.as_strided((g.numel(),), (1,)) for g in bucket.gradients()]  # in the order of memory
+        ready = torch.cuda.current_stream(buffer.device).record_event() if buffer.is_cuda else None
+        step.held.append(_Bucket(names, parts, buffer, future, ready))
+        if bucket.is_last() or not self._resumed:
+            self._thread.submit(self._work, step, step.held)
+            step.held = []
+        return future
+
+    def _work(self, step, buckets) -> None:
+        """Means in place of the gradients in buckets, in the thread."""
+        try:
+            with self._stream(buckets):
+                if step.failure is None and not step.planned:
+                    self._plan(step)
+                for names, parts in self._groups_of(buckets):
+                    if step.failure is None:
+                        self._reduce(step, names, parts)
+                for bucket in buckets:
+                    bucket.future.set_result(bucket.buffer)
+        except Exception as error:
+            step.failure = error
+            for bucket in buckets:
+                if not bucket.future.done():
+                    bucket.future.set_result(bucket.buffer)
+
+    @contextmanager
+    def _stream(self, buckets):
+        """Where buckets live on a GPU, a stream of the hook's own, which has waited for them."""
+        device = buckets[0].buffer.device
+        if device.type != "cuda":
+            yield
+            return
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        stream = self._streams[device]
+        with torch.cuda.device(device), torch.cuda.stream(stream), same_stream(device):
+            for bucket in buckets:
+                stream.wait_event(bucket.ready)
+                bucket.buffer.record_stream(stream)
+            yield
+
+    def _is_large(self, p) -> bool:
+        """Whether a parameter's gradient travels compressed."""
+        return p.dim() >= 2 and p.numel() >= self.min_size
+
+    def _groups_of(self, buckets):
+        """(names, gradients) of each bucket, or after load_state_dict of what was one (note F)."""
+        if not self._resumed:
+            return [(bucket.names, bucket.parts) for bucket in buckets]
+        parts = {name: part for bucket in buckets for name, part in zip(bucket.names, bucket.parts, strict=True)}
+        return [(names, [parts[name] for name in names]) for names in self._groups]
+
+    def _reduce(self, step, names, parts) -> None:
+        """Means in place of gradients. Collective."""
+        gradients = {name: part for name, part in zip(names, parts, strict=True) if part.numel()}
+        large = {
+            name: part for name, part in gradients.items() if step.compressed and self._is_large(self._parameters[name])
+        }
+        small = {name: part for name, part in gradients.items() if name not in large}
+        try:
+            if large:
+                self._compressed(step, large)
+            if small:
+                self._dense(step, small)
+        except Refused as refusal:
+            raise self._blame(gradients, refusal) from None
+        step.groups.append(names)
+
+    def _state(self, step, names, like) -> AllReduceState:
+        """The state of a vector of parameters before this step."""
+        state = self._states.get(names)
+        if state is None:
+            state = self.reduce.init(self.comm, like=like)
+            if self._states and self.reduce.memory == "error":
+                start = 0
+                for name in names:
+                    size = self._parameters[name].numel()
+                    if name in self._owed(step):
+                        state.up[0][start : start + size] = step.owed[name]
+                    start += size
+            elif self._states and self.reduce.memory == "shift":
+                _LOG.info("%s: in a new bucket, the shifts of %s start at zero", self._name, ", ".join(names))
+        return state
+
+    def _owed(self, step) -> dict:
+        """What this rank has left out of the gradients of parameters so far (note E)."""
+        if step.owed is None:
+            step.owed = {}
+            for names, state in self._states.items():
+                left, start = state.up[0], 0
+                if state.down:
+                    own = slices(self.comm.n, left.size)[self.comm.process]
+                    left = left.copy()
+                    left[own] += self.comm.n * state.down[0]
+                for name in names:
+                    size = self._parameters[name].numel()
+                    step.owed[name] = left[start : start + size]
+                    start += size
+        return step.owed
+
+    def _compressed(self, step, gradients) -> None:
+        """Their means, by compressed messages."""
+        names, parts = tuple(gradients), list(gradients.values())
+        row, own = self._row(parts)
+        x, key = _array(row), self.key.at(self.step).fold(len(step.groups))
+        state = self._state(step, names, x)
+        with self._counting(step):
+            _, step.states[names] = self.reduce.mean(self.comm, state, [x], key, out=x, spent=step.spent)
+        if not own:
+            _spread(row, parts)
+
+    def _row(self, parts) -> tuple[torch.Tensor, bool]:
+        """Gradients as one vector of float32 or float64, and whether that is their own memory."""
+        dtype = torch.float64 if parts[0].dtype == torch.float64 else torch.float32
+        if parts[0].dtype == dtype and (row := _adjoining(parts)) is not None:
+            return row, True
+        sizes = [part.numel() for part in parts]
+        room = self._room
+        if room is None or room.numel() < sum(sizes) or (room.dtype, room.device) != (dtype, parts[0].device):
+            room = self._room = parts[0].new_empty(sum(sizes), dtype=dtype)
+        row = room[: sum(sizes)]
+        torch._foreach_copy_(list(row.split(sizes)), parts)
+        return row, False
+
+    def _dense(self, step, gradients) -> None:
+        """Their means, by all_reduce, of what errors still hold of them too."""
+        start, n, parts = perf_counter(), self.comm.n, list(gradients.values())
+        vector = _adjoining(parts)
+        vector = torch.cat(parts) if vector is None else vector
+        sent = vector / n
+        if self._states and not step.compressed and self.reduce.memory == "error":
+            for name, part in zip(gradients, sent.split([part.numel() for part in parts]), strict=True):
+                if name in self._owed(step):
+                    part.add_(torch.as_tensor(step.owed[name], device=part.device), alpha=1 / n)
+        sent = sent.to(self.dense or sent.dtype)
+        dist.all_reduce(sent, group=self.comm.group)
+        if not _finite(sent):
+            raise Refused("a mean of gradients is not finite")
+        _spread(sent, parts)
+        step.totals["dense"] += perf_counter() - start
+        received = 2 * (n - 1) / n * sent.nbytes
+        step.totals["bits"] += 8 * received
+        step.totals["wire"] += received
+
+
+def compressed_mean(hook, bucket):
+    return hook._take(bucket)
+
+
+def _group_like(group):
+    """A new process group of the same ranks, backends and timeout. Collective."""
+    kind = "cuda" if "nccl" in dist.get_backend_config(group) else "cpu"
+    try:
+        timeout = group._get_backend(torch.device(kind)).options._timeout
+    except (AttributeError, RuntimeError):  # of another backend
+        timeout = None
+    return dist.new_group(
+        dist.get_process_group_ranks(group),
+        timeout=timeout,
+        backend=dist.get_backend_config(group),
+        use_local_synchronization=True,
+    )
+
+
+@contextmanager
+def same_stream(device):
+    """CuPy's work on torch's current stream, where the device is a GPU."""
+    if device.type != "cuda":
+        yield
+        return
+    cuda, stream = _device.cupy().cuda, torch.cuda.current_stream(device)
+    with cuda.Device(device.index), cuda.ExternalStream(stream.cuda_stream, device.index):
+        yield
+
+
+def _adjoining(parts) -> torch.Tensor | None:
+    """Vectors as the one that they are in memory, None where they are not."""
+    first, end = parts[0], parts[0].data_ptr()
+    for part in parts:
+        if part.data_ptr() != end or part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+            return None
+        end += part.nbytes
+    return first.as_strided((sum(part.numel() for part in parts),), (1,))
+
+
+def _spread(vector, parts) -> None:
+    """The pieces of a vector to where they belong."""
+    torch._foreach_copy_(parts, list(vector.split([part.numel() for part in parts])))
+
+
+def _finite(x) -> bool:
+    return not x.numel() or all(math.isfinite(end) for end in torch.aminmax(x))
+
+
+def _array(x):
+    """A tensor as the NumPy or CuPy array that shares its memory."""
+    return x.numpy() if x.device.type == "cpu" else kernels.taken(x)
+
+
+def _tensors(arrays) -> list[torch.Tensor]:
+    return [torch.as_tensor(array) for array in arrays if array is not None]

@@ -1,0 +1,622 @@
+"""The jobs of test_ddp_hook.py: `python ddp_jobs.py NAME,NAME RANK RANKS STORE` calls these functions on a rank."""
+
+import datetime
+import io
+import itertools
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import warnings
+import zlib
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import compress
+from compress.allreduce import Refused
+from compress.torch import DDPHook
+from compress.torch.hook import _Step
+
+RANK, RANKS = (int(word) for word in sys.argv[2:4])
+SMALL = {"bucket_cap_mb": 0.01}  # several buckets
+
+
+# A task: labels of a linear teacher, a network of three layers and one that is small
+
+
+def network(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 8)).to(dtype)
+
+
+def batches(start=0, dtype=torch.float32, size=16):
+    """Of this rank, from a step on."""
+    teacher = torch.randn(32, 8, generator=torch.Generator().manual_seed(1))
+    for step in itertools.count(start):
+        x = torch.randn(size, 32, generator=torch.Generator().manual_seed(1000 * step + RANK))
+        yield x.to(dtype), (x @ teacher).argmax(1)
+
+
+def loss_of(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]).float(), batch[1])
+
+
+def train(model, steps, start=0, lr=0.3, dtype=torch.float32, optimizer=None):
+    """Losses of this rank."""
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=lr, momentum=0.5)
+    losses = []
+    for _, batch in zip(range(steps), batches(start, dtype), strict=False):
+        optimizer.zero_grad()
+        loss = loss_of(model, batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def distributed(hook=None, model=None, **options):
+    model = DistributedDataParallel(model or network(), **(SMALL | options))
+    if hook is not None:
+        hook.register(model)
+    return model
+
+
+def everyone(value):
+    values = [None] * RANKS
+    dist.all_gather_object(values, value)
+    return values
+
+
+def same_everywhere(model):
+    """The replicas, bit for bit."""
+    state = b"".join(p.detach().view(torch.uint8).numpy().tobytes() for p in model.parameters())
+    assert len(set(everyone(zlib.crc32(state)))) == 1
+
+
+def near(a, b, tolerance=1e-5):
+    assert torch.linalg.vector_norm(a - b) <= tolerance * torch.linalg.vector_norm(b), (a, b)
+
+
+def raises(kind, match, call):
+    try:
+        call()
+    except kind as error:
+        assert re.search(match, str(error)), error
+        return error
+    raise AssertionError(f"no {kind.__name__} about {match}")
+
+
+def bits_of(gradients):
+    return [g.clone() for g in gradients]
+
+
+# Jobs
+
+
+def trains():
+    """Every kind of hook: replicas stay identical, losses are near those without, reports are those of the ledger."""
+    plain = distributed()
+    dense = np.mean(everyone(train(plain, 100)[-20:]))
+    for hook in (
+        DDPHook(compress.ScaledSign(), warmup_steps=5, pattern="gather"),
+        DDPHook(compress.ScaledSign(), warmup_steps=0, pattern="two-shot", dense=torch.bfloat16),
+        DDPHook(compress.Eden(2), compress.Eden(4), warmup_steps=2, pattern="two-shot", decay=0.95),
+        DDPHook(compress.ChunkTopK(64, 4), warmup_steps=2, pattern="gather", min_size=50),
+        DDPHook(compress.UniformQuantizer(bits=2), warmup_steps=2, pattern="two-shot"),  # of varying length
+        DDPHook(compress.StandardDithering(7, "linf", 1024), pattern="gather", shift=True, warmup_steps=2),
+        DDPHook(compress.StandardDithering(7, "linf", 1024), pattern="two-shot", shift=True, warmup_steps=2),
+        DDPHook(compress.StandardDithering(15, "linf", 1024), error_feedback=False, pattern="two-shot", warmup_steps=2),
+    ):
+        model, keys = distributed(hook), keys_of(hook)
+        loss = np.mean(everyone(train(model, 100)[-20:]))
+        same_everywhere(model)
+        assert len(keys) == len(set(keys)) > 100  # two buckets
+        assert loss < 1.1 * dense, (hook.reduce, loss, dense)
+        report, ledger = hook.report(), hook.comm.ledger
+        assert report.mode == "compressed" and report.steps == 100 - hook.warmup_steps
+        large = 2048 + 4096 + (512 if hook.min_size <= 512 else 0)
+        assert (report.parameters, report.compressed) == (6792, large)
+        dense_part = 16 if hook.dense else 32
+        # of two ranks, both patterns: everything that is dense is received once
+        bits = (ledger.bits_down / RANKS + dense_part * (6792 - large) * report.steps) / report.steps / 6792
+        assert abs(report.bits / bits - 1) < 1e-9 and report.dense_bits == 32
+        assert report.ratio == 32 / report.bits > 2
+        assert min(report.encode, report.decode, report.wait, report.dense) > 0
+        assert f"{report.bits:.3f} bits a parameter" in str(report)
+
+
+def keys_of(hook):
+    """The keys of its reductions from here on."""
+    keys, mean = [], type(hook.reduce).mean
+
+    def watched(comm, state, rows, key, *args, **kwargs):
+        assert threading.current_thread().name.startswith("DDPHook")  # beside backward
+        keys.append(key)
+        return mean(hook.reduce, comm, state, rows, key, *args, **kwargs)
+
+    object.__setattr__(hook.reduce, "mean", watched)
+    return keys
+
+
+def exact():
+    """Without loss a hook is the mean: of every dtype, layout and kind of model."""
+    lossless = compress.Identity()
+    for options, more in (
+        ({"pattern": "gather"}, {}),
+        ({"pattern": "two-shot"}, {"gradient_as_bucket_view": True}),
+        ({"pattern": "two-shot", "error_feedback": False}, {"static_graph": True}),
+        ({"pattern": "gather", "error_feedback": False}, {"find_unused_parameters": True}),
+        ({"pattern": "two-shot", "min_size": 0}, {"bucket_cap_mb": 25}),
+    ):
+        plain, model = distributed(**more), distributed(DDPHook(lossless, warmup_steps=1, **options), **more)
+        for losses in zip(train(plain, 10), train(model, 10), strict=True):
+            assert abs(losses[0] - losses[1]) < 1e-5
+        same_everywhere(model)
+    plain, model = distributed(), distributed(DDPHook(lossless, warmup_steps=0, pattern="gather"))
+    for ddp in (plain, model):
+        with ddp.no_sync():
+            loss_of(ddp, next(batches())).backward()
+        loss_of(ddp, next(batches(1))).backward()
+    for p, q in zip(plain.parameters(), model.parameters(), strict=True):
+        near(q.grad, p.grad)
+    for dtype, tolerance in ((torch.bfloat16, 0.02), (torch.float16, 0.003), (torch.float64, 1e-12)):
+        for pattern in ("gather", "two-shot"):
+            hook = DDPHook(lossless, warmup_steps=0, pattern=pattern)
+            plain, model = distributed(model=network(dtype)), distributed(hook, network(dtype))
+            for _, batch in zip(range(3), batches(dtype=dtype), strict=False):
+                loss_of(plain, batch).backward()
+                loss_of(model, batch).backward()
+                for p, q in zip(plain.parameters(), model.parameters(), strict=True):
+                    assert q.grad.dtype == dtype
+                    near(q.grad.double(), p.grad.double(), tolerance)
+    channels = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.LazyLinear(5))  # memory in another order
+    channels(torch.zeros(1, 3, 6, 6))
+    channels.to(memory_format=torch.channels_last)
+    plain = DistributedDataParallel(channels)
+    gradients = []
+    for hook in (None, DDPHook(lossless, warmup_steps=0, min_size=0, pattern="gather")):
+        plain = distributed(hook, channels)
+        channels.zero_grad()
+        x = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(RANK)).to(memory_format=torch.channels_last)
+        plain(x).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in channels.parameters()]))
+    near(gradients[1], gradients[0])
+
+
+def nothing_is_lost():
+    """What a hook gives and what its errors hold is the sum of the gradients: also where DDP cuts its buckets anew, and
+    where the hook turns dense."""
+    for options in ({"pattern": "gather"}, {"pattern": "two-shot"}, {"pattern": "two-shot", "min_size": 3000}, {}):
+        hook = DDPHook(compress.ChunkTopK(64, 4), warmup_steps=0, **options)
+        model, other = distributed(hook), distributed()
+        given = {name: torch.zeros_like(p) for name, p in model.module.named_parameters()}
+        exact = {name: torch.zeros_like(p) for name, p in model.module.named_parameters()}
+        if not options:
+            slow(hook)
+        layouts = []
+        for step, batch in zip(range(17), batches(), strict=False):
+            for ddp, sums in ((model, given), (other, exact)):
+                ddp.zero_grad()
+                loss_of(ddp, batch).backward()
+                for name, p in ddp.module.named_parameters():
+                    sums[name] += p.grad
+            state = hook.state_dict()
+            layouts.append(state["groups"])
+            assert (state["step"], hook.off) == (step + 1, not options and step >= 14)
+            if options or step in (13, 16):
+                owed = owes(state, {name: p.numel() for name, p in model.module.named_parameters()})
+                assert bool(owed) == ((hook.step > 7 and not hook.off) or bool(options))
+                for name, sum_ in exact.items():
+                    left = owed.get(name, torch.zeros(sum_.numel()))
+                    dist.all_reduce(left)
+                    near(given[name] + left.view_as(sum_) / RANKS, sum_)
+        assert len(layouts[1]) == 2 and layouts[0] != layouts[1] and layouts[1:] == [layouts[1]] * 16, layouts
+
+
+def owes(state, sizes):
+    """By parameter, what a rank's state holds of the sum of all ranks' gradients."""
+    owed = {}
+    for each in state["states"]:
+        (left,) = each["up"]
+        left = left.clone()
+        if each["down"]:
+            start, stop = (j * left.numel() // RANKS for j in (RANK, RANK + 1))
+            left[start:stop] += RANKS * each["down"][0]
+        pieces = left.split([sizes[name] for name in each["names"]])
+        owed |= dict(zip(each["names"], pieces, strict=True))
+    return owed
+
+
+def slow(hook, seconds=0.05):
+    """A codec that takes its time, whatever the machine does."""
+    mean = type(hook.reduce).mean
+
+    def late(*args, **kwargs):
+        time.sleep(seconds)
+        return mean(hook.reduce, *args, **kwargs)
+
+    object.__setattr__(hook.reduce, "mean", late)
+
+
+def switches():
+    """ "auto" measures, decides the same on all ranks, and says so."""
+    text = io.StringIO()
+    logging.getLogger("compress").addHandler(logging.StreamHandler(text))
+    hook = DDPHook(compress.ScaledSign(), warmup_steps=3)
+    model = distributed(hook)
+    slow(hook, 0.02 + 0.1 * RANK)  # the slower rank's time counts
+    train(model, 20)
+    same_everywhere(model)
+    report = hook.report()
+    assert hook.off and report.mode == "dense" and report.steps == 7
+    assert report.compressed_step > 0.1 > report.dense_step
+    assert len(set(everyone((report.compressed_step, report.dense_step)))) == 1
+    assert bool(re.search(r"DDPHook: a step takes .* compressed, .* dense: dense", text.getvalue())) == (RANK == 0)
+
+    hook = DDPHook(compress.ScaledSign())
+    model = distributed(hook)
+    train(model, 1)
+    hook._times = {False: [1.5] * 9, True: [1.0 + RANK] * 9}  # one rank would, the other one would not
+    train(model, 1)
+    assert hook.off and (hook.report().compressed_step, hook.report().dense_step) == (2.0, 1.5)
+
+    reduced = dist.all_reduce
+
+    def slow_link(tensor, *args, **kwargs):
+        time.sleep(tensor.nbytes / 5e5)
+        return reduced(tensor, *args, **kwargs)
+
+    hook = DDPHook(compress.ScaledSign(), warmup_steps=3)
+    model = distributed(hook)
+    dist.all_reduce = slow_link
+    train(model, 20)
+    dist.all_reduce = reduced
+    report = hook.report()
+    assert not hook.off and report.mode == "compressed" and report.steps == 13
+    assert report.compressed_step < report.dense_step
+    assert text.getvalue().count("\n") == (2 if RANK == 0 else 0)  # what stays as it was is no warning
+
+    hook = DDPHook(compress.ScaledSign(), pattern="gather", warmup_steps=3)
+    model = distributed(hook)
+    slow(hook)
+    train(model, 20)
+    assert not hook.off and hook.report().steps == 17 and hook.report().compressed_step is None
+
+
+def goes_on():
+    """A run that is saved and gone on with by other objects, bit for bit; of what does not fit nothing is taken."""
+    folder = os.path.dirname(sys.argv[4])
+    for k, options in enumerate(
+        (
+            {"compressor": compress.Eden(1), "pattern": "two-shot"},
+            {"compressor": compress.StandardDithering(7, "linf", 1024), "pattern": "two-shot", "shift": True},
+            {"compressor": compress.ChunkTopK(64, 4), "pattern": "gather", "dense": torch.bfloat16},
+        )
+    ):
+        hook = DDPHook(warmup_steps=3, **options)
+        model, path = distributed(hook), f"{folder}/{k}.{RANK}.pt"
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.5)
+        train(model, 20, optimizer=optimizer)
+        saved = {"model": model.module.state_dict(), "optimizer": optimizer.state_dict(), "hook": hook.state_dict()}
+        torch.save(saved, path)
+        train(model, 20, start=20, optimizer=optimizer)
+
+        saved = torch.load(path, weights_only=True)
+        again = DDPHook(warmup_steps=3, **options)
+        other = distributed(again)
+        other.module.load_state_dict(saved["model"])
+        again.load_state_dict(saved["hook"])
+        assert again.step == 20 and again.report().mode == "compressed"
+        optimizer = torch.optim.SGD(other.parameters(), lr=0.3, momentum=0.5)
+        optimizer.load_state_dict(saved["optimizer"])
+        train(other, 20, start=20, optimizer=optimizer)
+        for p, q in zip(model.parameters(), other.parameters(), strict=True):
+            assert torch.equal(p, q)
+        assert again.step == hook.step == 40
+        for mine, theirs in zip(again.state_dict()["states"], hook.state_dict()["states"], strict=True):
+            assert mine["names"] == theirs["names"] and torch.equal(mine["up"][0], theirs["up"][0])
+
+    fresh = DDPHook(warmup_steps=3, **options)
+    raises(RuntimeError, "register the hook first", lambda: fresh.load_state_dict(saved["hook"]))
+    model, state = distributed(fresh), saved["hook"]
+    for change, match in (
+        ({"world_size": 4}, "world_size 4 there, 2 here; start with a fresh hook"),
+        ({"rank": 1 - RANK}, f"rank {1 - RANK} there, {RANK} here"),
+        ({"configuration": state["configuration"] | {"min_size": 5}}, "min_size 5 there, 1024 here"),
+        ({"configuration": state["configuration"] | {"parameters": "3 tensors"}}, "parameters 3 tensors there"),
+        ({"format": 0}, "format"),
+    ):
+        raises(ValueError, match, lambda change=change: fresh.load_state_dict(state | change))
+        assert fresh.step == 0 and not fresh.state_dict()["states"]
+    if RANK:  # who has come further
+        fresh.load_state_dict(state)
+    raises(ValueError, "ranks differ in step: 0 on rank 0, 20 on rank 1", lambda: train(model, 1))
+
+
+def refuses():
+    """NaN and Inf: the step is refused on every rank, by name, and the next one goes on as if it had not been."""
+    for options in ({"pattern": "gather"}, {"pattern": "two-shot"}, {"pattern": "two-shot", "warmup_steps": 50}):
+        hook = DDPHook(compress.Eden(1), **({"warmup_steps": 2} | options))
+        model = distributed(hook)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        train(model, 5, optimizer=optimizer)
+        before, parameters = hook.state_dict(), bits_of(model.parameters())
+        for name, value in (("2.weight", np.nan), ("0.weight", np.inf), ("4.bias", np.nan)):
+            handle = dict(model.module.named_parameters())[name].register_hook(spoiler(value))
+            optimizer.zero_grad()
+            loss = loss_of(model, next(batches(5)))
+            raises(Refused, rf"step 5 is refused .* {name}: 3 NaN or Inf among \d+ elements, on rank 1$", loss.backward)
+            assert all(not p.grad.any() for p in model.parameters())
+            optimizer.step()  # by nothing
+            handle.remove()
+            after = hook.state_dict()
+            assert after["step"] == 5 and all(map(torch.equal, parameters, model.parameters()))
+            for a, b in zip(before["states"], after["states"], strict=True):
+                assert all(map(torch.equal, a["up"] + a["down"], b["up"] + b["down"]))
+        train(model, 5, start=6, optimizer=optimizer)
+        same_everywhere(model)
+        other = distributed(DDPHook(compress.Eden(1), **({"warmup_steps": 2} | options)))
+        optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+        train(other, 5, optimizer=optimizer)
+        train(other, 5, start=6, optimizer=optimizer)
+        assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+    # finite, and too large for the compressor
+    hook = DDPHook(compress.Composed(compress.RandK(0.1), compress.TernGrad()), pattern="gather", warmup_steps=0)
+    model = distributed(hook)
+    model.module[2].weight.register_hook(lambda gradient: torch.full_like(gradient, 3e38) if RANK else gradient)
+    loss = loss_of(model, next(batches()))
+    raises(Refused, "step 0 is refused and nothing has changed: worker 1: max", loss.backward)
+
+    # a scaler of gradients finds an overflow by itself
+    hook = DDPHook(compress.Eden(1), warmup_steps=0, pattern="gather", nonfinite="propagate")
+    model = distributed(hook)
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=1e38)
+    for _, batch in zip(range(40), batches(), strict=False):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(model, batch) * (1 + 10 * RANK)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert 1e30 < scaler.get_scale() < 1e38 and 0 < hook.step < 40
+    same_everywhere(model)
+
+
+def spoiler(value):
+    def spoil(gradient):
+        if RANK == 1:
+            gradient = gradient.clone()
+            gradient.view(-1)[:3] = value
+        return gradient
+
+    return spoil
+
+
+def misused():
+    """What is wrong from the start, and what ranks do differently."""
+    hook = DDPHook(compress.ScaledSign(), warmup_steps=0)
+    raises(TypeError, "must be a DistributedDataParallel, got Sequential", lambda: hook.register(network()))
+    model = distributed(hook)
+    raises(RuntimeError, "this hook has a model already", lambda: hook.register(distributed()))
+    raises(RuntimeError, "has a communication hook already", lambda: DDPHook(compress.ScaledSign()).register(model))
+    raises(RuntimeError, "works within backward", hook._begin)
+    train(model, 2)  # all the same
+
+    embedding = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Linear(4, 4))
+    sparse = DistributedDataParallel(embedding)
+    raises(ValueError, "gradients of 0 are sparse", lambda: DDPHook(compress.ScaledSign()).register(sparse))
+
+    for options, match in (
+        (
+            lambda r: {"compressor": compress.Eden(1 + r)},
+            r"reduction: .*Eden\(rate=1.* on rank 0, .*Eden\(rate=2.* on rank 1",
+        ),
+        (lambda r: {"seed": r}, r"key: Key\(0\) on rank 0, Key\(1\) on rank 1"),
+        (lambda r: {"min_size": 10 + r}, "min_size: 10 on rank 0, 11 on rank 1"),
+        (lambda r: {"dense": [None, torch.bfloat16][r]}, "dense: None on rank 0, torch.bfloat16 on rank 1"),
+        (lambda r: {"warmup_steps": r}, "warmup_steps: 0 on rank 0, 1 on rank 1"),
+    ):
+        hook = DDPHook(**({"compressor": compress.Eden(1), "warmup_steps": 3} | options(RANK)))
+        model = distributed(hook)
+        for _ in range(2):
+            error = raises(ValueError, match, lambda model=model: train(model, 1))
+            assert "DDPHook: ranks differ in" in str(error)
+            assert hook.step == 0 and not any(p.grad.any() for p in model.parameters())
+
+    hook = DDPHook(compress.PowerSGD(1, (3, 5)), warmup_steps=1)  # of another size
+    model = distributed(hook)
+    train(model, 7)
+    raises(ValueError, r"shape=\(3, 5\) holds 15 coordinates", lambda: train(model, 1))
+
+    # a parameter that a rank, or nobody, uses
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.some, self.none = network(), nn.Linear(32, 64), nn.Linear(32, 64)
+
+        def forward(self, x):
+            return self.net(x + self.some(x)[:, :32] if RANK else x)
+
+    torch.manual_seed(0)
+    hook = DDPHook(compress.Eden(2), warmup_steps=2, pattern="two-shot")
+    model = distributed(hook, Unused(), find_unused_parameters=True)
+    losses = train(model, 60)
+    same_everywhere(model)
+    assert model.module.none.weight.grad is None and losses[-1] < losses[0]
+    assert model.module.some.weight.grad.any()
+    model = distributed(DDPHook(compress.Eden(2), warmup_steps=0, pattern="gather"), Unused())
+    loss_of(model, next(batches())).backward()  # a step without an end
+    raises(RuntimeError, "finished reduction in the prior iteration", lambda: loss_of(model, next(batches())))
+
+
+def group_of_some():
+    """A hook on two ranks of three, in a process group of theirs."""
+    group = dist.new_group([0, 2])
+    if RANK == 1:
+        return
+    hook = DDPHook(compress.Eden(2), warmup_steps=0, pattern="two-shot")
+    model = distributed(hook, process_group=group)
+    losses = train(model, 30)
+    assert hook.comm.n == 2 and hook.step == 30 and losses[-1] < losses[0]
+    crc = torch.tensor([zlib.crc32(b"".join(p.detach().numpy().tobytes() for p in model.parameters()))])
+    crcs = [torch.zeros_like(crc) for _ in range(2)]
+    dist.all_gather(crcs, crc, group=group)
+    assert torch.equal(*crcs)
+
+
+def sharded():
+    """FSDP2: losses near those without a hook, the bytes that its report says, refusals, and runs that go on."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from compress.torch import FSDPHook
+
+    mesh = init_device_mesh("cpu", (RANKS,))
+
+    def fresh(hook=None, dtype=torch.float32, keep=True):
+        model = network(dtype)
+        for layer in model[::2]:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=keep)
+        fully_shard(model, mesh=mesh)
+        if hook is not None:
+            hook.register(model)
+        return model
+
+    def shards(model):
+        return [p.to_local().clone() for p in model.parameters()]
+
+    dense = np.mean(everyone(train(fresh(), 100)[-20:]))
+    for hook in (
+        FSDPHook(compress.ScaledSign(), warmup_steps=5),
+        FSDPHook(compress.Eden(2), warmup_steps=0, decay=0.95),
+        FSDPHook(compress.Eden(6), warmup_steps=2, error_feedback=False, dense=torch.bfloat16, min_size=3000),
+    ):
+        model, sent = fresh(hook), [0]
+        swap, scatter = dist.all_to_all_single, dist.reduce_scatter_single
+
+        def counted(output, *args, swap=swap, sent=sent, **kwargs):
+            sent[0] += output.nbytes if output.dtype == torch.uint8 else 0
+            return swap(output, *args, **kwargs)
+
+        train(model, hook.warmup_steps)
+        dist.all_to_all_single = counted
+        losses = train(model, 100 - hook.warmup_steps, start=hook.warmup_steps)
+        dist.all_to_all_single, dist.reduce_scatter_single = swap, scatter
+        loss = np.mean(everyone(losses[-20:]))
+        assert loss < 1.1 * dense, (hook.reduce, loss, dense)
+        report = hook.report()
+        large = 6792 if hook.min_size == 1024 else 4096 + 64  # with biases
+        large -= 0 if hook.min_size == 3000 else 520  # the last module
+        assert (report.parameters, report.compressed) == (6792, large)
+        dense_bytes = 2 * (6792 - large) if hook.dense else 4 * (6792 - large)
+        dense_bytes *= (RANKS - 1) / RANKS
+        assert abs(8 * (sent[0] / report.steps + dense_bytes) / 6792 / report.bits - 1) < 0.01
+        assert report.dense_bits == 16 and report.ratio > 2 and report.steps == 100 - hook.warmup_steps
+
+    lossless = {"compressor": compress.Identity(), "warmup_steps": 1}
+    for options in ({}, {"dtype": torch.bfloat16}, {"keep": False}):
+        plain, model = fresh(**options), fresh(FSDPHook(**lossless), **options)
+        for losses in zip(train(plain, 5, **dtype_of(options)), train(model, 5, **dtype_of(options)), strict=True):
+            assert abs(losses[0] - losses[1]) < (0.1 if "dtype" in options else 1e-5)
+
+    hook = FSDPHook(compress.Eden(2), warmup_steps=2)
+    model = fresh(hook, keep=False)
+    train(model, 10, lr=0.1)
+    state, before = hook.state_dict(), shards(model)
+    handle = model[2].register_forward_hook(lambda module, x, y: y * (np.nan if RANK == 1 else 1))
+    seen = []
+    model[0].weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.to_local().abs().max().item()))
+    raises(
+        Refused, r"step 10 is refused .*: 4: \d+ NaN or Inf among 520 elements, on rank 1", lambda: train(model, 1, 10)
+    )
+    handle.remove()
+    assert hook.step == 10 and all(map(torch.equal, before, shards(model)))
+    assert seen == [0]
+    states = dict(hook._states)
+    hook._keep(_Step())  # a step in which no module had a gradient
+    assert hook._states == states and len(states) == 2
+    state = {"hook": state, "model": [p.detach().to_local().clone() for p in model.parameters()]}
+    train(model, 10, start=10, lr=0.1)
+    again = FSDPHook(compress.Eden(2), warmup_steps=2)
+    other = fresh(again)
+    with torch.no_grad():
+        for p, shard in zip(other.parameters(), state["model"], strict=True):
+            p.to_local().copy_(shard)
+    again.load_state_dict(state["hook"])
+    train(other, 10, start=10, lr=0.1)
+    assert all(map(torch.equal, shards(model), shards(other)))
+
+    hook = FSDPHook(compress.Eden(2), warmup_steps=0, nonfinite="propagate")
+    model = fresh(hook)
+    model[0].register_forward_hook(lambda module, x, y: y * (np.nan if RANK == 1 else 1))
+    train(model, 1)  # nobody stops
+    assert hook.step == 0 and all(torch.isnan(p.grad.to_local()).all() for p in model.parameters())
+
+    raises(
+        TypeError, "must be sharded by fully_shard, got Sequential", lambda: FSDPHook(**lossless).register(network())
+    )
+    raises(RuntimeError, "has a model already", lambda: hook.register(fresh()))
+    hook = FSDPHook(compress.Eden(1 + RANK), warmup_steps=2)
+    raises(ValueError, "FSDPHook: ranks differ in reduction", lambda: train(fresh(hook), 1))
+
+
+def dtype_of(options):
+    return {key: value for key, value in options.items() if key == "dtype"}
+
+
+def killed():
+    """A rank that dies in the middle of a step: the other one's backward raises in time, and it can end."""
+    hook = DDPHook(compress.ScaledSign(), warmup_steps=2, pattern="two-shot")
+    model = distributed(hook)
+    train(model, 5)
+    if RANK == 1:
+        model.module[2].weight.register_hook(lambda gradient: os.kill(os.getpid(), signal.SIGKILL))
+    start = time.monotonic()
+    raises(RuntimeError, ".", lambda: train(model, 2, start=5))
+    assert hook.step == 5 and time.monotonic() - start < 30
+    print("noticed", flush=True)
+    os._exit(7)  # without a farewell to who is gone
+
+
+def stalls():
+    """A rank that fails alone: it says nothing more, and the other one ends with the timeout of its model's group, that
+    the hook's own group has as well."""
+    hook = DDPHook(compress.ScaledSign(), warmup_steps=2, pattern="gather")
+    model = distributed(hook, process_group=dist.new_group(timeout=datetime.timedelta(seconds=4)))
+    train(model, 5)
+    start = time.monotonic()
+    if RANK == 1:
+
+        def fails(*args, **kwargs):
+            raise MemoryError("no room for 6792 numbers")
+
+        object.__setattr__(hook.reduce, "mean", fails)
+        error = raises(MemoryError, "no room", lambda: train(model, 1, start=5))
+        assert error.__notes__ == ["DDPHook: in step 5, of which nothing has changed"]
+        raises(RuntimeError, "step 5 has failed on this rank, MemoryError", lambda: train(model, 1, start=5))
+        time.sleep(8)
+    else:
+        raises(RuntimeError, "[Tt]imed out|[Tt]imeout", lambda: train(model, 1, start=5))
+        assert 3 < time.monotonic() - start
+    assert hook.step == 5 and not any(p.grad.any() for p in model.parameters())
+    print("noticed", flush=True)
+    os._exit(7)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    jobs, store = sys.argv[1].split(","), sys.argv[4]
+    timeout = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=RANK, world_size=RANKS, timeout=timeout)
+    for job in jobs:
+        globals()[job]()
+    dist.barrier()
+    dist.destroy_process_group()
+    print(f"rank {RANK} is done")
