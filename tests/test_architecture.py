@@ -31,7 +31,7 @@ ORDER = [
     ["optimizers.method", "optimizers.trace"],
     ["optimizers.shifted", "optimizers.sgd", "optimizers.extragradient", "optimizers.mast", "optimizers.ist"],
     ["optimizers.adom", "optimizers.run"],
-    ["torch.comm", "torch.extra_adam", "torch.hook", "torch.fsdp", "torch.diloco", "torch.low_rank"],
+    ["torch.comm", "torch.extra_adam", "torch.hook", "torch.fsdp", "torch.low_rank", "torch.diloco"],
     ["federated.links", "federated.models", "federated.table", "federated.training", "federated.smoothing"],
     ["federated.fedavg"],
     ["federated.flower"],
