@@ -98,6 +98,17 @@ def convergence(args):
     return convergence.run(args)
 
 
+def ddp(args):
+    from . import ddp
+
+    if find_spec("torch") is None:
+        raise ValueError("ddp needs torch: pip install torch")
+    for name, value in (ddp.QUICK if args.quick else ddp.FULL).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return ddp.run(args)
+
+
 def choose(backend):
     """The backend to measure. 'gpu' without one is an error that says why, never a silent fall back."""
     import compress
@@ -188,6 +199,17 @@ def parser():
     v.add_argument("--progress", action="store_true")
     v.add_argument("--mpi", action="store_true", help="workers on ranks: mpiexec -n 2 python -m mpi4py -m bench ...")
     v.set_defaults(command=convergence)
+
+    d = commands.add_parser("ddp", parents=[folder], help="training over slow links: time to a loss, bytes, break-even")
+    d.add_argument("--tasks", nargs="+", metavar="cnn|transformer", help="(default both)")
+    d.add_argument("--ranks", type=int, nargs="+", help="(default 2 4)")
+    d.add_argument("--rates", type=float, nargs="+", help="Mbit/s (default 10 100 1000)")
+    d.add_argument("--seeds", type=int, help="of runs with most ranks; those with fewer have one (default 3)")
+    d.add_argument("--peers", help="names as in the tables, separated by commas (default all)")
+    d.add_argument("--ours", help="compressors for compress.torch.DDPHook, separated by semicolons")
+    d.add_argument("--record", type=Path, metavar="ddp.json", help="show what an earlier run has measured")
+    d.add_argument("--quick", action="store_true", help="the CNN on 2 ranks at 100 Mbit/s, one seed: two minutes")
+    d.set_defaults(command=ddp)
     return p
 
 
