@@ -26,7 +26,7 @@ ORDER = [
     ["quantize", "sparsify", "chunk", "lowrank", "kashin", "eden", "trellis"],
     ["rotate", "combine"],
     ["guide"],
-    ["comm", "mpi", "allreduce"],
+    ["comm", "mpi", "allreduce", "power"],
     ["problems", "games", "sampling", "data", "graphs", "sketches"],
     ["optimizers.method", "optimizers.trace"],
     ["optimizers.shifted", "optimizers.sgd", "optimizers.extragradient", "optimizers.mast", "optimizers.ist"],

@@ -27,7 +27,7 @@ import math
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
@@ -42,6 +42,7 @@ from .._gpu import device as _device
 from ..allreduce import AllReduce, AllReduceState, Refused, Spent, slices
 from ..compressor import Compressor, positive_int
 from ..key import Key
+from ..power import LowRank
 from .comm import Distributed
 
 _LOG = logging.getLogger("compress")
@@ -389,7 +390,12 @@ class DDPHook(Hook):
         group=None,
     ):
         memory = "shift" if shift else "error" if error_feedback else "none"
-        reduce = AllReduce(compressor, down, pattern, memory, decay)
+        if isinstance(compressor, LowRank):
+            if memory != "error" or down is not None:
+                raise ValueError("DDPHook: LowRank has error feedback and one coder for all: no shift, no down")
+            reduce = replace(compressor, decay=decay)
+        else:
+            reduce = AllReduce(compressor, down, pattern, memory, decay)
         super().__init__(reduce, warmup_steps, min_size, dense, nonfinite, seed, group)
         self._measures = pattern == "auto"
         self._times, self._verdict, self._last = {True: [], False: []}, None, None
@@ -564,7 +570,7 @@ class DDPHook(Hook):
         """The state of a vector of parameters before this step."""
         state = self._states.get(names)
         if state is None:
-            state = self.reduce.init(self.comm, like=like)
+            state = self._reduction(names).init(self.comm, like=like)
             if self._states and self.reduce.memory == "error":
                 start = 0
                 for name in names:
@@ -575,6 +581,12 @@ class DDPHook(Hook):
             elif self._states and self.reduce.memory == "shift":
                 _LOG.info("%s: in a new bucket, the shifts of %s start at zero", self._name, ", ".join(names))
         return state
+
+    def _reduction(self, names):
+        """That of a vector of these parameters."""
+        if not isinstance(self.reduce, LowRank):
+            return self.reduce
+        return self.reduce.of([self._parameters[name].shape for name in names])
 
     def _owed(self, step) -> dict:
         """What this rank has left out of the gradients of parameters so far (note E)."""
@@ -599,7 +611,8 @@ class DDPHook(Hook):
         x, key = _array(row), self.key.at(self.step).fold(len(step.groups))
         state = self._state(step, names, x)
         with self._counting(step):
-            _, step.states[names] = self.reduce.mean(self.comm, state, [x], key, out=x, spent=step.spent)
+            reduce = self._reduction(names)
+            _, step.states[names] = reduce.mean(self.comm, state, [x], key, out=x, spent=step.spent)
         if not own:
             _spread(row, parts)
 
