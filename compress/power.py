@@ -11,22 +11,23 @@ B. Factors may be coarse. W is an orthonormal basis of the mean of X_i Q as it w
    mean once. One step of a quantiser serves all matrices: errors of all B count alike in X.
 C. Q is the B of the round before, orthonormalised by every worker for itself: W is made of what all have decoded,
    whatever the last bit of Q is here, in sums of a fixed order, and so is the mean: the same bits everywhere.
-D. Errors are told from the mean, as in PowerSGD: a worker keeps X_i + e_i - W B, not what is lost of its own message.
-   Their mean is what the mean has lost.
+D. A worker keeps X_i + e_i - W B_i with B_i as it was decoded, and what the mean of the B_i loses on its way down.
+   PowerSGD tells errors from the mean: they then walk away with what workers differ in, which is no error, and coarse
+   factors of what has grown are lost.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 
 from . import kernels
 from ._cpu import kernels as _kernels
-from .allreduce import AllReduce, AllReduceState, Spent
+from .allreduce import AllReduce, AllReduceState, Spent, slices
 from .comm import Communicator
 from .compressor import Compressor, positive_int
 from .key import Key
@@ -139,12 +140,15 @@ class LowRankReduce:
         with spent.on("encode"), np.errstate(over="ignore", invalid="ignore"):
             ws = [_orthonormal(part) for part in self._cut(w, 0)]
             right = [self._right(target, ws) for target in targets]
-        b, _ = factors.mean(comm, bare, right, key.fold(_RIGHT), spent=spent)
+        told = replace(factors, memory="error")  # of this round: what it leaves out counts by W, which the next has not
+        b, (lost, owned, _) = told.mean(comm, told.init(comm, like=right[0]), right, key.fold(_RIGHT), spent=spent)
         with spent.on("decode"):
             q = self._product(ws, b, state.shared, mean)
         with spent.on("encode"):
-            for target in targets:
-                target -= mean
+            for k, (i, target) in enumerate(zip(comm.workers, targets, strict=True)):
+                if owned:  # the owner of a slice owes its error to the mean: n times that in its own
+                    lost[k][slices(comm.n, b.size)[i]] += comm.n * owned[k]
+                self._less(target, ws, right[k] - lost[k])
                 if self.low.decay != 1:
                     target *= target.dtype.type(self.low.decay)
         shown = kernels.given(mean, given if out is None else out)
@@ -178,6 +182,14 @@ class LowRankReduce:
         for matrix, (_, _, r) in zip(self._split(target), self._matrices(), strict=True):
             found.append((next(ws) @ matrix).ravel() if r else matrix.ravel())
         return _joined(found, target)
+
+    def _less(self, target, ws, b):
+        """target -= W B. What a worker keeps for itself may be BLAS's."""
+        at, ws = 0, iter(ws)
+        for matrix, (m, n, r) in zip(self._split(target), self._matrices(), strict=True):
+            size = r * n if r else m * n
+            part, at = b[at : at + size].reshape(-1, n), at + size
+            matrix -= next(ws).T @ part if r else part
 
     def _product(self, ws, b, q, mean):
         """The mean from its factors; and the next Q, which is B, but for rows of zeros, which stay what they were."""
