@@ -1,4 +1,4 @@
-"""LowRank: the mean of the workers' matrices by a few of its singular vectors, in messages of few bits.
+"""PowerIteration: the mean of the workers' matrices by a few of its singular vectors, in messages of few bits.
 
 Design note
 -----------
@@ -39,7 +39,7 @@ _BLOCK = 1 << 15  # coordinates of a product at a time: they stay in cache
 
 
 @dataclass(frozen=True)
-class LowRank:
+class PowerIteration:
     """Means of matrices of low rank, over compressed messages: in the place of a compressor in `DDPHook` and `DiLoCo`.
 
     rank: r, at most that of a matrix. values: the compressor of factors, biased, and of what is no matrix. pattern: as
@@ -54,7 +54,7 @@ class LowRank:
     >>> import compress
     >>> rng, comm = np.random.default_rng(0), compress.Local(4)
     >>> X = rng.standard_normal((200, 3)) @ rng.standard_normal((3, 100)) + 0.1 * rng.standard_normal((4, 200, 100))
-    >>> rows, reduce = X.reshape(4, -1).astype(np.float32), LowRank(4, compress.Eden(4)).of([(200, 100)])
+    >>> rows, reduce = X.reshape(4, -1).astype(np.float32), PowerIteration(4, compress.Eden(4)).of([(200, 100)])
     >>> state = reduce.init(comm, like=rows[0])
     >>> for t in range(3):  # of the same matrices: Q converges
     ...     mean, state = reduce.mean(comm, state, rows, compress.Key(0).at(t))
@@ -74,28 +74,28 @@ class LowRank:
         positive_int(self.rank, "rank")
         AllReduce(self.values, pattern=self.pattern, decay=self.decay)
 
-    def of(self, shapes: Sequence) -> LowRankReduce:
+    def of(self, shapes: Sequence) -> _Reduction:
         """The reduction of a vector that holds tensors of these shapes."""
-        return LowRankReduce(self, tuple(tuple(map(int, shape)) for shape in shapes))
+        return _Reduction(self, tuple(tuple(map(int, shape)) for shape in shapes))
 
 
 @dataclass(frozen=True)
-class LowRankReduce:
-    """See `LowRank.of`. The surface of an `AllReduce` with memory="error"; a state's `shared` are the factors Q."""
+class _Reduction:
+    """See `PowerIteration.of`. The surface of an `AllReduce` with memory="error"; a state's `shared` are the factors Q."""
 
-    low: LowRank
+    how: PowerIteration
     shapes: tuple
     memory: ClassVar[str] = "error"
 
     @property
     def _factors(self) -> AllReduce:
-        return AllReduce(self.low.values, pattern=self.low.pattern)
+        return AllReduce(self.how.values, pattern=self.how.pattern)
 
     def _matrices(self):
         """(rows, columns, rank) of each, the tensors of one dimension among them with rank 0."""
         for shape in self.shapes:
             m, n = (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
-            yield m, n, min(self.low.rank, m, n) if min(m, n) > 1 else 0
+            yield m, n, min(self.how.rank, m, n) if min(m, n) > 1 else 0
 
     def _sizes(self) -> tuple[int, int]:
         """How many numbers the two messages have."""
@@ -111,7 +111,7 @@ class LowRankReduce:
         like = np.empty(d, dtype) if like is None else kernels.vector(like, "like")
         own = sum(m * n for m, n, _ in self._matrices())
         if like.size != own:
-            raise ValueError(f"LowRank: tensors of {own} coordinates in a vector of {like.size}")
+            raise ValueError(f"PowerIteration: tensors of {own} coordinates in a vector of {like.size}")
 
         def zeros():
             vector = kernels.empty(like, own, like.dtype)
@@ -149,8 +149,8 @@ class LowRankReduce:
                 if owned:  # the owner of a slice owes its error to the mean: n times that in its own
                     lost[k][slices(comm.n, b.size)[i]] += comm.n * owned[k]
                 self._less(target, ws, right[k] - lost[k])
-                if self.low.decay != 1:
-                    target *= target.dtype.type(self.low.decay)
+                if self.how.decay != 1:
+                    target *= target.dtype.type(self.how.decay)
         shown = kernels.given(mean, given if out is None else out)
         return (shown if out is None else out), AllReduceState(tuple(targets), (), q)
 

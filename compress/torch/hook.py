@@ -42,7 +42,7 @@ from .._gpu import device as _device
 from ..allreduce import AllReduce, AllReduceState, Refused, Spent, slices
 from ..compressor import Compressor, positive_int
 from ..key import Key
-from ..power import LowRank
+from ..power import PowerIteration
 from .comm import Distributed
 
 _LOG = logging.getLogger("compress")
@@ -390,9 +390,9 @@ class DDPHook(Hook):
         group=None,
     ):
         memory = "shift" if shift else "error" if error_feedback else "none"
-        if isinstance(compressor, LowRank):
+        if isinstance(compressor, PowerIteration):
             if memory != "error" or down is not None:
-                raise ValueError("DDPHook: LowRank has error feedback and one coder for all: no shift, no down")
+                raise ValueError("DDPHook: PowerIteration has error feedback and one coder for all: no shift, no down")
             reduce = replace(compressor, decay=decay)
         else:
             reduce = AllReduce(compressor, down, pattern, memory, decay)
@@ -584,7 +584,7 @@ class DDPHook(Hook):
 
     def _reduction(self, names):
         """That of a vector of these parameters."""
-        if not isinstance(self.reduce, LowRank):
+        if not isinstance(self.reduce, PowerIteration):
             return self.reduce
         return self.reduce.of([self._parameters[name].shape for name in names])
 
