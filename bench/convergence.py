@@ -51,16 +51,17 @@ def methods(text):
     return [METHODS[name] for name in names]
 
 
-def compressors(text):
+def compressors(text, also=()):
     """Those that "RandK(0.1); Induced(TopK(5), RandK(5))" names.
 
-    An expression is a name of `compress.compressor.classes()`, with literals and such expressions as arguments; it is
-    read, never evaluated. ValueError for anything else, and for arguments that the class refuses.
+    An expression is a name of `compress.compressor.classes()`, or that of a class in `also`, with literals and such
+    expressions as arguments; it is read, never evaluated. ValueError for anything else, and for arguments that the
+    class refuses.
     """
-    found = []
+    found, known = [], compress.compressor.classes() | {each.__name__: each for each in also}
     for part in filter(None, map(str.strip, text.split(";"))):
         try:
-            found.append(_built(ast.parse(part, mode="eval").body))
+            found.append(_built(ast.parse(part, mode="eval").body, known))
         except SyntaxError as error:
             raise ValueError(f"compressor {part!r}: {error.msg}") from None
         except (TypeError, ValueError) as error:
@@ -70,8 +71,7 @@ def compressors(text):
     return found
 
 
-def _built(node):
-    known = compress.compressor.classes()
+def _built(node, known):
     function = node.func if isinstance(node, ast.Call) else node
     if not isinstance(function, ast.Name):
         raise ValueError(
@@ -81,13 +81,13 @@ def _built(node):
         raise ValueError(f"unknown name {function.id!r}; known: {', '.join(known)}")
     if function is node:
         return known[function.id]()
-    named = {keyword.arg: _argument(keyword.value) for keyword in node.keywords}
-    return known[function.id](*map(_argument, node.args), **named)
+    named = {keyword.arg: _argument(keyword.value, known) for keyword in node.keywords}
+    return known[function.id](*(_argument(each, known) for each in node.args), **named)
 
 
-def _argument(node):
+def _argument(node, known):
     if isinstance(node, (ast.Call, ast.Name)):
-        return _built(node)
+        return _built(node, known)
     try:
         return ast.literal_eval(node)
     except ValueError:

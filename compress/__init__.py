@@ -28,6 +28,7 @@ _NAMES = {
     "comm": ["Communicator", "Ledger", "Local"],
     "mpi": ["MPI"],
     "allreduce": ["AllReduce"],
+    "power": ["PowerIteration"],
     "problems": ["L1", "L2", "Box", "Logistic", "Problem", "Quadratic", "Ridge"],
     "sampling": [
         "Arbitrary",

@@ -2,16 +2,16 @@
 
 Design note
 -----------
-A. With X_i the matrix of worker i and X their mean, a step of power iteration needs two means: of X_i Q, whose columns
+A. With X_i the matrix of worker i and X their mean, a step of power iteration needs two means: of Q X_i', whose rows
    span nearly the leading left singular vectors of X, and of what fits X_i best in them. Both are linear in X_i, so
    that an `AllReduce` of (m + n) r numbers serves each, and their number does not grow with the workers' (Vogels,
    Karimireddy, Jaggi, "PowerSGD", NeurIPS 2019, whose factors travel in float32).
-B. Factors may be coarse. W is an orthonormal basis of the mean of X_i Q as it was decoded, and a worker sends
-   B_i = W' X_i: W W' X is the nearest to X in that span, however coarse it is, and what is lost of B is lost of the
+B. Factors may be coarse. W is an orthonormal basis of the mean of Q X_i' as it was decoded, and a worker sends
+   B_i = W X_i: W' W X is the nearest to X in that span, however coarse it is, and what is lost of B is lost of the
    mean once. One step of a quantiser serves all matrices: errors of all B count alike in X.
-C. Q is the B of the round before, orthonormalised by every worker for itself: W is made of what all have decoded,
-   whatever the last bit of Q is here, in sums of a fixed order, and so is the mean: the same bits everywhere.
-D. A worker keeps X_i + e_i - W B_i with B_i as it was decoded, and what the mean of the B_i loses on its way down.
+C. The next Q is a basis of B, and W and the mean are made of what all have decoded, in sums of a fixed order
+   (csrc/product.h): the same bits everywhere. What a worker computes for itself is BLAS's.
+D. A worker keeps X_i + e_i - W' B_i with B_i as it was decoded, and what the mean of the B_i loses on its way down.
    PowerSGD tells errors from the mean: they then walk away with what workers differ in, which is no error, and coarse
    factors of what has grown are lost.
 """
@@ -26,28 +26,28 @@ from typing import ClassVar
 import numpy as np
 
 from . import kernels
-from ._cpu import kernels as _kernels
 from .allreduce import AllReduce, AllReduceState, Spent, slices
+from .combine import contractive
 from .comm import Communicator
 from .compressor import Compressor, positive_int
 from .key import Key
 from .trellis import UniformQuantizer
 
 _LEFT, _RIGHT = 0x6C, 0x72  # sub-streams of a round's key
-_DEPENDENT = 1e-10  # of a row's square, what is not in the span of those before
-_BLOCK = 1 << 15  # coordinates of a product at a time: they stay in cache
 
 
 @dataclass(frozen=True)
 class PowerIteration:
-    """Means of matrices of low rank, over compressed messages: in the place of a compressor in `DDPHook` and `DiLoCo`.
+    """Means of matrices of low rank, over compressed messages: in the place of a compressor in `DDPHook`.
 
-    rank: r, at most that of a matrix. values: the compressor of factors, biased, and of what is no matrix. pattern: as
-    of `AllReduce`. Gradients and pseudo-gradients have most of their energy in few singular vectors, and r (m + n)
-    numbers of 4 bits are far fewer than m n. What a mean leaves out goes into the next: there is always error feedback.
+    rank: r, at most that of a matrix. values: the compressor of factors, and of what is no matrix; an unbiased one is
+    scaled to be contractive. pattern: as of `AllReduce`. decay: of errors, in [0, 1]. Gradients have most of their
+    energy in few singular vectors, and r (m + n) numbers of 3 or 4 bits are far fewer than m n. What a mean leaves out
+    goes into the next: there is always error feedback, and r singular vectors are found over rounds, as Q converges.
 
-    decay: of errors. of(shapes) is the reduction of a vector that holds tensors of these shapes one after another, used
-    as an `AllReduce` is. A tensor of more dimensions is the matrix of its first one by the others.
+    of(shapes) is the reduction of a vector that holds tensors of these shapes one after another, used as an `AllReduce`
+    is. A tensor of more than two dimensions is the matrix of its first one by the others; one of fewer travels whole,
+    coded by `values`.
 
     TypeError or ValueError for other parameters.
 
@@ -72,44 +72,62 @@ class PowerIteration:
 
     def __post_init__(self):
         positive_int(self.rank, "rank")
+        if not isinstance(self.values, Compressor):
+            raise TypeError(f"PowerIteration: values must be a Compressor, got {self.values!r}")
         AllReduce(self.values, pattern=self.pattern, decay=self.decay)
 
     def of(self, shapes: Sequence) -> _Reduction:
         """The reduction of a vector that holds tensors of these shapes."""
-        return _Reduction(self, tuple(tuple(map(int, shape)) for shape in shapes))
+        matrices = []
+        for shape in shapes:
+            m, n = (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
+            matrices.append((int(m), int(n), min(self.rank, m, n) if min(m, n) > 1 else 0))
+        return _Reduction(self, tuple(matrices))
 
 
 @dataclass(frozen=True)
 class _Reduction:
-    """See `PowerIteration.of`. The surface of an `AllReduce` with memory="error"; a state's `shared` are the factors Q."""
+    """See `PowerIteration.of`. The surface of an `AllReduce` with memory="error"; a state's `shared` are the factors Q.
+
+    matrices: (m, n, r) of each; r is 0 for what is no matrix, and B then is the vector itself."""
 
     how: PowerIteration
-    shapes: tuple
+    matrices: tuple
     memory: ClassVar[str] = "error"
 
     @property
     def _factors(self) -> AllReduce:
-        return AllReduce(self.how.values, pattern=self.how.pattern)
+        return AllReduce(contractive(self.how.values), pattern=self.how.pattern)
 
-    def _matrices(self):
-        """(rows, columns, rank) of each, the tensors of one dimension among them with rank 0."""
-        for shape in self.shapes:
-            m, n = (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
-            yield m, n, min(self.how.rank, m, n) if min(m, n) > 1 else 0
+    # Vectors as the matrices that they hold
 
-    def _sizes(self) -> tuple[int, int]:
+    def _whole(self, x):
+        return _cut(x, [(m, n) for m, n, _ in self.matrices])
+
+    def _left(self, x):
+        return _cut(x, [(r, m) for m, _, r in self.matrices])
+
+    def _right(self, x):
+        return _cut(x, [(r or m, n) for m, n, r in self.matrices])
+
+    def _bases(self, x):
+        return _cut(x, [(r, n) for _, n, r in self.matrices])
+
+    @property
+    def sizes(self) -> tuple[int, int]:
         """How many numbers the two messages have."""
-        left = sum(r * m for m, _, r in self._matrices())
-        return left, sum(r * n if r else m * n for m, n, r in self._matrices())
+        return sum(r * m for m, _, r in self.matrices), sum((r or m) * n for m, n, r in self.matrices)
 
     def received_bits(self, n: int, d: int) -> int:
         """As of `AllReduce`."""
-        return sum(self._factors.received_bits(n, size) for size in self._sizes())
+        return sum(self._factors.received_bits(n, size) for size in self.sizes)
 
     def init(self, comm: Communicator, d: int | None = None, dtype=np.float32, like=None) -> AllReduceState:
         """No error yet, and Q at random. Raises ValueError where the shapes hold another number of coordinates."""
+        if (d is None) == (like is None):
+            raise TypeError("give d, or like=x")
         like = np.empty(d, dtype) if like is None else kernels.vector(like, "like")
-        own = sum(m * n for m, n, _ in self._matrices())
+        own = sum(m * n for m, n, _ in self.matrices)
         if like.size != own:
             raise ValueError(f"PowerIteration: tensors of {own} coordinates in a vector of {like.size}")
 
@@ -118,149 +136,89 @@ class _Reduction:
             vector.fill(0)
             return vector
 
-        words = np.empty(-(-sum(r * n for _, n, r in self._matrices()) // 4) * 4, np.uint32)
-        _kernels.philox_words(Key(0).word, 0, _kernels.UNIFORM_STREAM, words)
-        q = (words[: sum(r * n for _, n, r in self._matrices())] * 2.0**-31 - 1).astype(like.dtype)
+        size = sum(r * n for _, n, r in self.matrices)
+        words, host = np.empty(-(-size // 4) * 4, np.uint32), kernels.of(np.empty(0))
+        host.philox_words(Key(0).word, 0, host.UNIFORM_STREAM, words)
+        q = (words[:size] * 2.0**-31 - 1).astype(like.dtype)
         return AllReduceState(tuple(zeros() for _ in comm.workers), (), kernels.like(like, q))
 
     def mean(self, comm: Communicator, state, rows: Sequence, key: Key, out=None, spent: Spent | None = None):
         """As `AllReduce.mean`."""
         spent = Spent() if spent is None else spent
-        given, rows = rows[0], [kernels.vector(row, "a row") for row in rows]
-        if len(rows) != len(state.up) or any(row.size != error.size for row, error in zip(rows, state.up, strict=True)):
+        given, rows = rows, [kernels.vector(row, "a row") for row in rows]
+        if [(row.size, row.dtype) for row in rows] != [(error.size, error.dtype) for error in state.up]:
             raise ValueError(
-                f"rows of {[row.size for row in rows]} coordinates, the state is of others: make one by init"
+                f"{len(rows)} rows of {[row.size for row in rows]} numbers, not of the state: make one by init"
             )
-        mean, factors, bare = kernels.output(out, rows[0].size, rows[0].dtype, rows[0]), self._factors, AllReduceState()
+        mean, factors = kernels.output(out, rows[0].size, rows[0].dtype, rows[0]), self._factors
         with spent.on("encode"), np.errstate(over="ignore", invalid="ignore"):  # the factors' encoder sees it
             targets = [row + error for row, error in zip(rows, state.up, strict=True)]
-            bases = [_xp(q).linalg.qr(q.T)[0] for q in self._cut(state.shared, 1)]
-            left = [self._left(target, bases) for target in targets]
-        w, _ = factors.mean(comm, bare, left, key.fold(_LEFT), spent=spent)
+            bases = [_orthonormal(q) for q in self._bases(state.shared)]
+            left = [
+                _joined([q @ x.T for q, x in zip(bases, self._whole(target), strict=True)], target)
+                for target in targets
+            ]
+        w, _ = factors.mean(comm, AllReduceState(), left, key.fold(_LEFT), spent=spent)
         with spent.on("encode"), np.errstate(over="ignore", invalid="ignore"):
-            ws = [_orthonormal(part) for part in self._cut(w, 0)]
-            right = [self._right(target, ws) for target in targets]
+            ws = [_orthonormal(basis) for basis in self._left(w)]
+            right = [
+                _joined([w @ x if w.size else x for w, x in zip(ws, self._whole(target), strict=True)], target)
+                for target in targets
+            ]
         told = replace(factors, memory="error")  # of this round: what it leaves out counts by W, which the next has not
         b, (lost, owned, _) = told.mean(comm, told.init(comm, like=right[0]), right, key.fold(_RIGHT), spent=spent)
         with spent.on("decode"):
-            q = self._product(ws, b, state.shared, mean)
+            for x, w, part in zip(self._whole(mean), ws, self._right(b), strict=True):
+                if w.size:
+                    kernels.of(x).outer_sum(_flat(w), _flat(part), len(w), *x.shape, _flat(x))
+                else:
+                    x[...] = part
         with spent.on("encode"):
             for k, (i, target) in enumerate(zip(comm.workers, targets, strict=True)):
                 if owned:  # the owner of a slice owes its error to the mean: n times that in its own
                     lost[k][slices(comm.n, b.size)[i]] += comm.n * owned[k]
-                self._less(target, ws, right[k] - lost[k])
+                for x, w, part in zip(self._whole(target), ws, self._right(right[k] - lost[k]), strict=True):
+                    x -= w.T @ part if w.size else part
                 if self.how.decay != 1:
                     target *= target.dtype.type(self.how.decay)
-        shown = kernels.given(mean, given if out is None else out)
-        return (shown if out is None else out), AllReduceState(tuple(targets), (), q)
+        shown = kernels.given(mean, given[0] if out is None else out)
+        return (shown if out is None else out), AllReduceState(tuple(targets), (), self._next(state.shared, b))
 
-    def _split(self, x):
-        """The matrices of a vector, as views."""
-        at = 0
-        for m, n, _ in self._matrices():
-            yield x[at : at + m * n].reshape(m, n)
-            at += m * n
-
-    def _cut(self, x, side):
-        """The factors of each matrix in their vector, rows of its side; those of rank 0 left out."""
-        at = 0
-        for size in self._matrices():
-            if r := size[2]:
-                yield x[at : at + r * size[side]].reshape(r, size[side])
-                at += r * size[side]
-
-    def _left(self, target, bases):
-        found, bases = [], iter(bases)
-        for matrix, (_, _, r) in zip(self._split(target), self._matrices(), strict=True):
+    def _next(self, q, b):
+        """The next Q, which is B, but for rows of zeros, which stay what they were."""
+        after = []
+        for old, part, (_, _, r) in zip(self._bases(q), self._right(b), self.matrices, strict=True):
             if r:
-                found.append((next(bases).T.astype(target.dtype) @ matrix.T).ravel())
-        return _joined(found, target)
+                after.append(_xp(q).where(part.any(axis=1)[:, None], part, old))
+        return _joined(after, q)
 
-    def _right(self, target, ws):
-        """W X of each matrix, and what is no matrix."""
-        found, ws = [], iter(ws)
-        for matrix, (_, _, r) in zip(self._split(target), self._matrices(), strict=True):
-            found.append((next(ws) @ matrix).ravel() if r else matrix.ravel())
-        return _joined(found, target)
 
-    def _less(self, target, ws, b):
-        """target -= W B. What a worker keeps for itself may be BLAS's."""
-        at, ws = 0, iter(ws)
-        for matrix, (m, n, r) in zip(self._split(target), self._matrices(), strict=True):
-            size = r * n if r else m * n
-            part, at = b[at : at + size].reshape(-1, n), at + size
-            matrix -= next(ws).T @ part if r else part
+def _cut(x, shapes):
+    """The matrices that a vector holds, as views."""
+    at = 0
+    for m, n in shapes:
+        yield x[at : at + m * n].reshape(m, n)
+        at += m * n
 
-    def _product(self, ws, b, q, mean):
-        """The mean from its factors; and the next Q, which is B, but for rows of zeros, which stay what they were."""
-        at, ws, q, after = 0, iter(ws), self._cut(q, 1), []
-        for matrix, (m, n, r) in zip(self._split(mean), self._matrices(), strict=True):
-            size = r * n if r else m * n
-            part, at = b[at : at + size].reshape(-1, n), at + size
-            if not r:
-                matrix[...] = part
-                continue
-            w, old = next(ws), next(q)
-            step = max(1, _BLOCK // n) if isinstance(mean, np.ndarray) else m
-            for i in range(0, m, step):
-                block = matrix[i : i + step]
-                np.multiply(w[0, i : i + step, None], part[0], out=block)
-                room = _xp(w).empty_like(block)
-                for k in range(1, r):
-                    np.multiply(w[k, i : i + step, None], part[k], out=room)
-                    block += room
-            dead = ~part.any(axis=1)
-            after.append(_xp(w).where(dead[:, None], old, part).ravel())
-        return _joined(after, mean)
+
+def _joined(matrices, like):
+    """Matrices as one vector."""
+    xp = _xp(like)
+    return xp.concatenate([xp.empty(0, like.dtype), *map(_flat, matrices)])
+
+
+def _flat(x):
+    return x.reshape(-1)
+
+
+def _orthonormal(w):
+    """A basis of the rows of W, in order, with rows of zeros for those that depend on the ones before."""
+    basis = _xp(w).empty_like(w)
+    if w.size:
+        kernels.of(w).orthonormal(_flat(w), len(w), _flat(basis))
+    return basis
 
 
 def _xp(x):
     """NumPy, or the array's own library."""
     return np if isinstance(x, np.ndarray) else kernels._device.cupy()
-
-
-def _orthonormal(w):
-    """An orthonormal basis of the rows of W, in order, with rows of zeros for those that depend on the ones before.
-
-    Cholesky's factor of W W', in float64, from sums of a fixed order: the same bits everywhere.
-    """
-    xp, r = _xp(w), len(w)
-    largest = abs(w).max()
-    wide = w.astype(np.float64) / float(largest if largest else 1)
-    gram = kernels.host(_sum(wide[:, None] * wide[None])).tolist()
-    lower = [[0.0] * r for _ in range(r)]
-    rows = []
-    for i in range(r):
-        for j in range(i + 1):
-            rest = gram[i][j] - _dot(lower[i][:j], lower[j][:j])
-            if i == j:
-                lower[i][i] = math.sqrt(rest) if rest > _DEPENDENT * gram[i][i] else 0.0
-            elif lower[j][j]:
-                lower[i][j] = rest / lower[j][j]
-        row = wide[i] if lower[i][i] else xp.zeros_like(wide[i])
-        for j in range(i if lower[i][i] else 0):
-            row = row - lower[i][j] * rows[j]
-        rows.append(row / (lower[i][i] or 1.0))
-    return xp.stack(rows).astype(w.dtype)
-
-
-def _dot(x, y):
-    total = 0.0
-    for a, b in zip(x, y, strict=True):
-        total += a * b
-    return total
-
-
-def _sum(x):
-    """Over the last axis, by halves."""
-    while (n := x.shape[-1]) > 1:
-        half = n // 2
-        pairs = x[..., :half] + x[..., half : 2 * half]
-        x = pairs if n % 2 == 0 else _xp(x).concatenate([pairs, x[..., -1:]], axis=-1)
-    return x[..., 0]
-
-
-def _joined(parts, like):
-    if not parts:
-        return kernels.empty(like, 0, like.dtype)
-    return _xp(like).ascontiguousarray(_xp(like).concatenate(parts))

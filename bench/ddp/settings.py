@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
 from math import ceil, prod
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +19,12 @@ from . import peers
 
 BASELINE = "bf16"
 WARMUP = 10  # steps that ours sends dense first; with 2 the CNN ends at a higher loss
+POWER_WARMUP = 2  # of PowerIteration
 POWER_SGD_WARMUP = 2  # the fewest that torch allows; with 10 the CNN ends at the same loss
 MIN_SIZE = 1024  # below, a tensor is dense
 HEADER = 8 * 56  # bits that our ranks tell each other before every exchange
 SILENT = "silent"
+ONE_BUCKET = {"bucket_cap_mb": 25}  # given, it is also that of the first bucket, which otherwise is of 1 MiB
 
 
 class Work(NamedTuple):
@@ -132,8 +135,8 @@ def _power_sgd(rank):
 
         return encode, lambda found: [p @ q.T for p, q in found]
 
-    work, ddp = partial(_ring, bits, rings=3), {"bucket_cap_mb": 25}  # given, it is also that of the first bucket
-    return Setting(f"PowerSGD({rank})", "peer", attach, work, coder, POWER_SGD_WARMUP, "float32", ddp)
+    work = partial(_ring, bits, rings=3)
+    return Setting(f"PowerSGD({rank})", "peer", attach, work, coder, POWER_SGD_WARMUP, "float32", ONE_BUCKET)
 
 
 def _factors(rank, shape):
@@ -175,8 +178,10 @@ def _group():
 
 
 def ours(compressor, name: str) -> Setting:
-    """compress.torch.DDPHook with a compressor, error feedback at both ends and bfloat16 for what stays dense."""
-    reduce = compress.AllReduce(compressor, memory="error")
+    """compress.torch.DDPHook with a compressor or a PowerIteration, error feedback at both ends and bfloat16 for what
+    stays dense."""
+    power = isinstance(compressor, compress.PowerIteration)
+    reduce = compress.AllReduce(compressor.values if power else compressor, memory="error")
 
     def attach(model, n, warmup, auto):
         from compress.torch import DDPHook
@@ -188,28 +193,48 @@ def ours(compressor, name: str) -> Setting:
         hook.register(model)
         return hook
 
+    def sent(shapes):
+        return [s for s in shapes if len(s) > 1 and prod(s) >= MIN_SIZE]
+
     def size(coder, d, rate):
         return coder.bits(d) if coder.fixed_length else rate * d
 
     def work(n, shapes, rate=None):
-        sent = [s for s in shapes if len(s) > 1 and prod(s) >= MIN_SIZE]
-        d, small = count(sent), count(shapes) - count(sent)
-        whole, part = size(reduce.up_coder, d, rate), 2 * size(reduce.up_coder, ceil(d / n), rate)
-        two_shot = part < whole
-        waits = (4 if two_shot else 2) * buckets(shapes)  # headers and payloads
-        bits, messages = (n - 1) * (min(part, whole) + waits / 2 * HEADER), waits * (n - 1)
+        large = sent(shapes)
+        d, small = count(large), count(shapes) - count(large)
+        vectors = [vector for vector in compressor.of(large).sizes if vector] if power else [d]
+        rate = rate and rate * d / sum(vectors)
+        bits, waits, messages, decoded = 0.0, 0, 0, 0.0
+        for vector in vectors:
+            whole, part = size(reduce.up_coder, vector, rate), 2 * size(reduce.up_coder, ceil(vector / n), rate)
+            two_shot = part < whole
+            rounds = (4 if two_shot else 2) * buckets(shapes)  # headers and payloads
+            bits, waits = bits + (n - 1) * (min(part, whole) + rounds / 2 * HEADER), waits + rounds
+            messages += rounds * (n - 1)
+            decoded += (n - 1) / n * vector + vector if two_shot else n * vector  # own slices stay at home
         if small:
             bits, waits = bits + 2 * (n - 1) / n * 16 * small, waits + 2 * (n - 1) * buckets(shapes)
-        decoded = (n - 1) / n * d + d if two_shot else n * d  # own slices stay at home
+        if power:  # a step of one worker is what is timed, in which the decoder of factors is little
+            return Work(bits, waits, messages, d, 0)
         return Work(bits, waits, messages, d, decoded + d)  # feedback decodes what it has encoded
 
     def coder(shapes):
-        C, key = reduce.up_coder, compress.Key(0).worker(0)
-        d = count(shapes)
-        C.encode(np.zeros(d, np.float32), key)
-        return lambda x: C.encode(x.numpy(), key), lambda message: C.decode(message, key)
+        key, d = compress.Key(0).worker(0), count(shapes)
+        if not power:
+            C = reduce.up_coder
+            C.encode(np.zeros(d, np.float32), key)
+            return lambda x: C.encode(x.numpy(), key), lambda message: C.decode(message, key)
+        one, mean = compress.Local(1), compressor.of(shapes)
+        state = mean.init(one, d)
 
-    return Setting(name, "ours", attach, work, coder, warmup=WARMUP)
+        def encode(x):
+            before = one.ledger.bits_up
+            mean.mean(one, state, [x.numpy()], key)
+            return SimpleNamespace(bits=one.ledger.bits_up - before)
+
+        return encode, lambda message: None
+
+    return Setting(name, "ours", attach, work, coder, POWER_WARMUP if power else WARMUP, ddp=ONE_BUCKET)
 
 
 def named(name: str) -> Setting:
@@ -220,11 +245,10 @@ def named(name: str) -> Setting:
     return next(setting for setting in chosen("", name).values() if setting.kind == "ours")
 
 
-def chosen(peers_text: str = "all", ours_text: str = "ChunkTopK(); Eden(bits=2)") -> dict[str, Setting]:
+def chosen(peers_text: str = "all", ours_text: str = "PowerIteration(); Eden(bits=2)") -> dict[str, Setting]:
     """The settings by name: bf16, what dense steps of others are, the peers that are named, separated by commas, and
     ours, compressors separated by semicolons. ValueError for unknown names."""
     from ..convergence import compressors
-    from ..frontier import name as short
 
     known = {setting.name: setting for setting in references_and_peers()}
     names = list(known) if peers_text == "all" else [name.strip() for name in peers_text.split(",") if name.strip()]
@@ -232,7 +256,7 @@ def chosen(peers_text: str = "all", ours_text: str = "ChunkTopK(); Eden(bits=2)"
         raise ValueError(f"unknown peer {unknown[0]!r}; known: {', '.join(known)}")
     dense = [known[name].dense for name in names if known[name].warmup]
     found = {name: known[name] for name in dict.fromkeys([BASELINE, *dense, *names])}
-    for C in compressors(ours_text) if ours_text.strip() else []:
-        name = short(C) if compressors(short(C)) == [C] else repr(C)  # a rank makes it of its name
-        found[name] = ours(C, name)
+    for text in filter(None, map(str.strip, ours_text.split(";"))):  # a rank makes it of that
+        (C,) = compressors(text, also=[compress.PowerIteration])
+        found[text] = ours(C, text)
     return found

@@ -14,6 +14,7 @@ from .hadamard import fwht, rotate
 from .kashin import kashin_decode, kashin_encode, kashin_representation, kashin_rows, kashin_synthesis
 from .pack import pack, unpack
 from .philox import correlated_dither, philox_words
+from .product import orthonormal, outer_sum
 from .quantize import bad_scale, power_pack, quantize_pack, unpack_scale, unpower_scale, write_scales
 from .reduce import count_nonfinite, max_abs, norm, sum_abs, sum_squares
 from .rice import rice_decode, rice_encode
