@@ -1,4 +1,5 @@
-"""AllReduce: the mean of the workers' vectors over compressed messages, the same bits on every worker.
+"""AllReduce: the mean of the workers' vectors over compressed messages, the same bits on every worker where compressors
+are `exact`.
 
 Design note
 -----------
@@ -12,9 +13,12 @@ C. The error of the mean has two parts: the mean of what the uplinks lose, and w
    the slice (Tang et al., "DoubleSqueeze", ICML 2019). With memory="shift" both ends compress differences from what
    they have said before: DIANA (Mishchenko et al. 2019) where the compressor is unbiased, EF21 (Richtarik et al. 2021)
    where it is contractive; the owner of a slice holds the mean of the workers' shifts, and all hold that of the mean.
-D. A worker that cannot encode, because of a NaN for one, says why in place of its message. That reaches all before
-   anything has changed, and all raise: nobody waits for a message that never comes.
+D. A worker that cannot encode, because of a NaN for one, says why in place of its message, and so does a process that
+   fails in another way before it has anything to send. That reaches all before anything has changed, and all raise:
+   nobody waits for a message that never comes. What fails after the last exchange fails alone.
 E. States are replaced, never written to: what failed has no effect, and a state can be kept, saved and shared.
+F. The owner of a slice adds up messages as it decodes them, one `decode_add` each, without a vector in between, and
+   encodes what that has made: n - 1 kernels and one, not a single one that does all.
 """
 
 from __future__ import annotations
@@ -52,7 +56,10 @@ class AllReduceState(NamedTuple):
 
 @dataclass
 class Spent:
-    """Seconds in encoders, in decoders, and in waiting for messages, which is where they travel."""
+    """Seconds in encoders, in decoders, and in waiting for messages, which is where they travel.
+
+    A GPU works on after its kernels have been launched: what they take is then in `wait`, which needs their results.
+    """
 
     encode: float = 0.0
     decode: float = 0.0
@@ -79,6 +86,7 @@ class AllReduce:
 
     init(comm, d) gives the first state, mean(comm, state, rows, key) the mean and the next state. Every process has
     the same configuration, key and d. The randomness of a round is that of key, which must be new in every round.
+    Compressors that are not `exact` may decode to other last bits on another kind of machine.
 
     Raises TypeError or ValueError for other parameters.
 
@@ -138,11 +146,13 @@ class AllReduce:
         return self._received(n, d, self.two_shot(n, d))
 
     def _received(self, n, d, two_shot):
+        up, down = self.up_coder, self.down_coder
         if not two_shot:
-            return (n - 1) * self.up_coder.bits(d)
-        sizes = [_length(piece) for piece in slices(n, d)]
-        down = [self.down_coder.bits(size) for size in sizes]
-        return max((n - 1) * self.up_coder.bits(size) + sum(down) - own for size, own in zip(sizes, down, strict=True))
+            return (n - 1) * up.bits(d)
+        size, longer = divmod(d, n)  # so many slices have a coordinate more
+        sizes = [(size, n - longer), (size + 1, longer)] if longer else [(size, n)]
+        averages = sum(count * down.bits(size) for size, count in sizes)
+        return averages + max((n - 1) * up.bits(size) - down.bits(size) for size, _ in sizes)
 
     # State
 
@@ -197,49 +207,16 @@ class AllReduce:
         up the seconds. Collective.
 
         Raises Refused, a RuntimeError, on every process, and no state has changed, where a worker has a vector that
-        cannot be encoded: with the worker and the reason. ValueError for rows of another number or length than the
-        state's; either of them, on every process, where d is not the same on all.
+        cannot be encoded, with the worker and the reason; and where one of several processes fails by itself before it
+        has sent its messages, with that failure as its cause there. Refused or ValueError, on every process, where d or
+        the dtype is not the same on all. ValueError, with one process, for rows of another number or length than the
+        state's.
         """
-        spent = Spent() if spent is None else spent
-        given, rows = rows[0], self._rows(comm, state, rows)
-        n, d, two_shot = comm.n, rows[0].size, self.two_shot(comm.n, rows[0].size)
-        mean = kernels.output(out, d, rows[0].dtype, rows[0])
-        if two_shot:
-            coder, pieces = self.down_coder, slices(n, d)
-            keys = [key.worker(j).fold(_DOWN) for j in range(n)]
-        else:
-            coder, pieces = self.up_coder, [slice(0, d)]
-            keys = [key.worker(i).fold(_UP) for i in range(n)]
-        try:
-            parts, own = rows, state.up
-            if two_shot:
-                parts, up, down = self._scatter(comm, state, rows, key, spent)
-                own = down if self.memory == "error" else [state.shared[pieces[j]] for j in comm.workers if state.up]
-            with spent.on("encode"):
-                targets = self._targets(parts, own)
-                sent = [_said(coder, target, keys[i]) for i, target in zip(comm.workers, targets, strict=True)]
-        except ValueError as error:  # of what was heard in the first shot: others may not know
-            sent = [_refusal(error, row) for row in rows]
-        with spent.on("wait"):
-            heard = comm.allgather(sent)
-        for i, message in enumerate(heard):
-            _heed(i, message, _length(pieces[i if two_shot else 0]))
-        with spent.on("decode"):
-            if two_shot:
-                for message, k, piece in zip(heard, keys, pieces, strict=True):
-                    coder.decode(message, k, mean[piece])
-            else:
-                mean.fill(0)
-                for message, k in zip(heard, keys, strict=True):
-                    coder.decode_add(message, k, mean, 1 / n)
-        with spent.on("encode"):
-            if not two_shot or self.memory == "error":
-                said = [[(slice(None), message, keys[i])] for i, message in zip(comm.workers, sent, strict=True)]
-                left = self._left(coder, targets, own, said)
-                up, down = (up, left) if two_shot else (left, ())
-            shared = self._shared(coder, state.shared, mean, pieces)
-        shown = kernels.given(mean, given if out is None else out)
-        return (shown if out is None else out), AllReduceState(up, down, shared)
+        spent, n, d = Spent() if spent is None else spent, comm.n, _like(state, rows).size
+        shots = self._two_shots if self.two_shot(n, d) else self._gather
+        mean, after = shots(comm, state, rows, key, out, spent)
+        shown = kernels.given(mean, rows[0] if out is None else out)
+        return (shown if out is None else out), after
 
     def reduce_scatter(
         self,
@@ -250,51 +227,106 @@ class AllReduce:
         spent: Spent | None = None,
     ) -> tuple[list[np.ndarray], AllReduceState]:
         """The first half of "two-shot": for each worker hosted here its slice of the mean, where worker j owns
-        coordinates j d // n to (j + 1) d // n; nobody else is told. Otherwise as `mean`, for the state of a "two-shot"
-        without a shift."""
-        given, rows = rows[0], self._rows(comm, state, rows)
-        parts, up, down = self._scatter(comm, state, rows, key, Spent() if spent is None else spent)
-        return [kernels.given(part, given) for part in parts], state._replace(up=up, down=down)
+        coordinates j d // n to (j + 1) d // n; nobody else is told.
 
-    def _scatter(self, comm, state, rows, key, spent):
-        """(the mean in the slices owned here, the states `up` and `down` after it): the first shot."""
-        coder, n, dtype = self.up_coder, comm.n, rows[0].dtype
-        pieces, keys = slices(n, rows[0].size), [key.worker(i).fold(_UP) for i in range(n)]
-        with spent.on("encode"):
+        Otherwise as `mean`, for the state of a "two-shot", of which `down` is left alone and may be (). Where d is not
+        the same on all some may not notice. Raises ValueError for memory="shift", of which there is no such half.
+        """
+        if self.memory == "shift":
+            raise ValueError("AllReduce: a reduce-scatter has errors or no memory, not shifts")
+        spent = Spent() if spent is None else spent
+        shot = self._send_slices(comm, state, rows, key, spent)
+        parts, after = self._average(comm, state, shot, spent)
+        return [kernels.given(part, rows[0]) for part in parts], after
+
+    def _gather(self, comm, state, rows, key, out, spent):
+        coder, n, keys = self.up_coder, comm.n, [key.worker(i).fold(_UP) for i in range(comm.n)]
+        with _Sent(state, rows) as sent, spent.on("encode"):
+            rows = self._rows(comm, state, rows)
+            mean = kernels.output(out, rows[0].size, rows[0].dtype, rows[0])
             targets = self._targets(rows, state.up)
-            sent = []
-            for i, target in zip(comm.workers, targets, strict=True):
-                row = [_said(coder, target[pieces[j]], keys[i].fold(j), j == i) for j in range(n)]
-                refused = [message for message in row if message.size == _REFUSED]
-                sent.append([_said(coder, target, keys[i])] * n if refused else row)  # with the index in the whole
-        with spent.on("wait"):
-            heard = comm.alltoall(sent)
-        for j, row in zip(comm.workers, heard, strict=True):
-            for i, message in enumerate(row):
-                _heed(i, message, 0 if i == j and message.size != _REFUSED else _length(pieces[j]))
+            sent.messages = [_encoded(coder, x, keys[i]) for i, x in zip(comm.workers, targets, strict=True)]
+        received = sent.allgather(comm, spent)
+        _check(received, [mean.size] * n, rows[0].dtype)
         with spent.on("decode"):
-            parts = []
-            for j, row, target in zip(comm.workers, heard, targets, strict=True):
-                part = kernels.empty(target, _length(pieces[j]), dtype)
+            mean.fill(0)
+            for message, k in zip(received, keys, strict=True):
+                coder.decode_add(message, k, mean, 1 / n)
+        with spent.on("encode"):
+            whole = slice(0, mean.size)
+            lost = [[(whole, m, keys[i])] for i, m in zip(comm.workers, sent.messages, strict=True)]
+            up, shared = self._left(coder, targets, state.up, lost), None
+            if self.memory == "shift":
+                shared = self._moved(coder, state.shared, mean, [whole])
+        return mean, AllReduceState(up, (), shared)
+
+    def _two_shots(self, comm, state, rows, key, out, spent):
+        coder, keys = self.down_coder, [key.worker(j).fold(_DOWN) for j in range(comm.n)]
+        shot = self._send_slices(comm, state, rows, key, spent)
+        with _Sent(state, rows) as sent:
+            parts, after = self._average(comm, state, shot, spent)
+            with spent.on("encode"):
+                row = shot.rows[0]
+                mean, pieces = kernels.output(out, row.size, row.dtype, row), slices(comm.n, row.size)
+                own = [state.shared[pieces[j]] for j in comm.workers] if self.memory == "shift" else state.down
+                targets = self._targets(parts, own)
+                sent.messages = [_encoded(coder, x, keys[j]) for j, x in zip(comm.workers, targets, strict=True)]
+        received = sent.allgather(comm, spent)
+        _check(received, map(_length, pieces), row.dtype)
+        with spent.on("decode"):
+            for message, k, piece in zip(received, keys, pieces, strict=True):
+                coder.decode(message, k, mean[piece])
+        with spent.on("encode"):
+            if self.memory == "error":
+                lost = [[(slice(None), m, keys[j])] for j, m in zip(comm.workers, sent.messages, strict=True)]
+                after = after._replace(down=self._left(coder, targets, own, lost))
+            elif self.memory == "shift":
+                after = after._replace(shared=self._moved(coder, state.shared, mean, pieces))
+        return mean, after
+
+    def _send_slices(self, comm, state, rows, key, spent) -> _Shot:
+        """To every owner of a slice what the workers hosted here have of it."""
+        coder, n, keys = self.up_coder, comm.n, [key.worker(i).fold(_UP) for i in range(comm.n)]
+        with _Sent(state, rows) as sent, spent.on("encode"):
+            rows = self._rows(comm, state, rows)
+            targets, pieces = self._targets(rows, state.up), slices(n, rows[0].size)
+            for i, target in zip(comm.workers, targets, strict=True):
+                row = [_encoded(coder, target[pieces[j]], keys[i].fold(j), j == i) for j in range(n)]
+                if refused := [message for message in row if message.size == _REFUSED]:
+                    whole = _encoded(coder, target, keys[i])  # says the index in the whole
+                    row = [whole if whole.size == _REFUSED else refused[0]] * n
+                sent.messages.append(row)
+        received = sent.alltoall(comm, spent)
+        return _Shot(rows, targets, keys, sent.messages, received)
+
+    def _average(self, comm, state, shot, spent):
+        """(the mean in the slices owned here, the state after the first shot)."""
+        coder, n, (rows, targets, keys, sent, received) = self.up_coder, comm.n, shot
+        pieces, parts = slices(n, rows[0].size), []
+        for j, messages in zip(comm.workers, received, strict=True):
+            _check(messages, [0 if i == j else _length(pieces[j]) for i in range(n)], rows[0].dtype)
+        with spent.on("decode"):
+            for j, messages, target in zip(comm.workers, received, targets, strict=True):
+                part = kernels.empty(target, _length(pieces[j]), target.dtype)
                 part.fill(0)
-                for i, message in enumerate(row):
+                for i, message in enumerate(messages):
                     if i == j:
                         add_or_store(target[pieces[j]], part, 1 / n, True)
                     else:
                         coder.decode_add(message, keys[i].fold(j), part, 1 / n)
                 parts.append(part)
         with spent.on("encode"):
-            said = [
+            lost = [
                 [(pieces[j], None if j == i else row[j], keys[i].fold(j)) for j in range(n)]
                 for i, row in zip(comm.workers, sent, strict=True)
             ]
-            up, down = self._left(coder, targets, state.up, said), state.down
+            up, down = self._left(coder, targets, state.up, lost), state.down
             if self.memory == "shift":
                 down = tuple(
-                    self._shared(coder, mine, part, [slice(0, part.size)])
+                    self._moved(coder, mine, part, [slice(0, part.size)])
                     for mine, part in zip(state.down, parts, strict=True)
                 )
-        return parts, up, down
+        return parts, state._replace(up=up, down=down)
 
     @property
     def _remembers(self) -> bool:
@@ -319,29 +351,29 @@ class AllReduce:
             both = zip(rows, own, strict=True)
             return [row + kept if self.memory == "error" else row - kept for row, kept in both]
 
-    def _left(self, coder, targets, own, said):
+    def _left(self, coder, targets, own, lost):
         """What is remembered after these messages: of each target [(coordinates, message, key), ...], where no message
         says that nothing was lost. Errors take the place of targets."""
         if not self._remembers:
             return ()
         errors, after = self.memory == "error", []
-        for target, kept, parts in zip(targets, own, said, strict=True):
+        for target, kept, parts in zip(targets, own, lost, strict=True):
             left = target if errors else kept.copy()
             for part, message, key in parts:
                 weight = -1.0 if errors else self._step(coder, left[part].size)
-                if message is None:
-                    add_or_store(target[part].copy() if errors else target[part], left[part], weight, True)
-                else:
+                if message is not None:
                     coder.decode_add(message, key, left[part], weight)
+                elif errors:
+                    left[part].fill(0)
+                else:
+                    add_or_store(target[part], left[part], weight, True)
             if errors and self.decay != 1:
                 left *= left.dtype.type(self.decay)
             after.append(left)
         return tuple(after)
 
-    def _shared(self, coder, shift, mean, pieces):
+    def _moved(self, coder, shift, mean, pieces):
         """A shift after a mean of differences from it; the mean, in place, becomes that of what they differ from it."""
-        if self.memory != "shift":
-            return None
         moved = shift.copy()
         for piece in pieces:
             add_or_store(mean[piece], moved[piece], self._step(coder, _length(piece)), True)
@@ -353,6 +385,54 @@ class Refused(RuntimeError):
     """A worker has a vector that cannot be encoded. All know, there is no mean, and no state has changed."""
 
 
+class _Shot(NamedTuple):
+    """Of the workers hosted here: vectors, what of them was encoded, the keys of all n, messages sent and received."""
+
+    rows: list
+    targets: list
+    keys: list
+    sent: list
+    received: list
+
+
+class _Sent:
+    """The messages of the workers hosted here. What fails in its context is what they are told instead (note D)."""
+
+    def __init__(self, state, rows):
+        self.messages, self.failure, self._given = [], None, (state, rows)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, failure, trace):
+        if isinstance(failure, Exception):
+            self.failure = failure
+            return True
+
+    def allgather(self, comm, spent) -> list[Message]:
+        (received,) = self._exchange(comm, spent, lambda messages: [comm.allgather(messages)])
+        return received
+
+    def alltoall(self, comm, spent) -> list[list[Message]]:
+        return self._exchange(comm, spent, comm.alltoall, comm.n)
+
+    def _exchange(self, comm, spent, send, copies=None):
+        """What is heard of all, unless somebody refuses."""
+        if self.failure is not None:
+            if comm.processes == 1:
+                raise self.failure
+            refusal = _refusal(f"{type(self.failure).__name__}: {self.failure}", _like(*self._given))
+            self.messages = [[refusal] * copies if copies else refusal for _ in comm.workers]
+        with spent.on("wait"):
+            received = send(self.messages)
+        for messages in received:
+            for i, message in enumerate(messages):
+                if message.size == _REFUSED:
+                    reason = kernels.host(kernels.taken(message.payload)).tobytes().decode()
+                    raise Refused(f"worker {i}: {reason}") from self.failure
+        return received
+
+
 def slices(n: int, d: int) -> list[slice]:
     """The coordinates that each of n workers owns: j d // n to (j + 1) d // n."""
     return [slice(j * d // n, (j + 1) * d // n) for j in range(n)]
@@ -362,7 +442,16 @@ def _length(piece: slice) -> int:
     return piece.stop - piece.start
 
 
-def _said(coder, x, key, own: bool = False) -> Message:
+def _like(state, rows):
+    """An array of the kind and size of rows, as far as can be told of what has not been checked: so that a process that
+    fails takes part in the exchange of the others."""
+    try:
+        return state.up[0] if state.up else kernels.vector(rows[0])
+    except (IndexError, TypeError, ValueError):
+        return np.empty(0, np.float32)
+
+
+def _encoded(coder, x, key, own: bool = False) -> Message:
     """The message for x; an empty one for what is its own; or in its place why there is none."""
     try:
         if own:
@@ -370,19 +459,19 @@ def _said(coder, x, key, own: bool = False) -> Message:
             return Message(kernels.empty(x, 0, np.uint8), 0, 0, x.dtype)
         return coder.encode(x, key)
     except ValueError as error:
-        return _refusal(error, x)
+        return _refusal(str(error), x)
 
 
-def _refusal(error, x) -> Message:
-    reason = kernels.like(x, np.frombuffer(str(error).encode(), np.uint8))
-    return Message(reason, 8 * reason.size, _REFUSED, x.dtype)
+def _refusal(reason: str, x) -> Message:
+    reason = kernels.like(x, np.frombuffer(reason.encode(), np.uint8))
+    return Message(reason, 8 * reason.size, _REFUSED, np.dtype(np.float32))
 
 
-def _heed(i: int, message: Message, size: int) -> None:
-    """Raise what worker i has said in place of a message, or where that is of another length."""
-    if message.size == _REFUSED:
-        raise Refused(f"worker {i}: {kernels.host(message.payload).tobytes().decode()}")
-    if message.size != size:
-        raise ValueError(
-            f"worker {i} sends {message.size} coordinates, {size} are expected: d must be the same everywhere"
-        )
+def _check(messages, sizes, dtype) -> None:
+    """ValueError where a worker's message is not of these coordinates."""
+    for i, (message, size) in enumerate(zip(messages, sizes, strict=True)):
+        if (message.size, message.dtype) != (size, dtype):
+            raise ValueError(
+                f"worker {i} sends {message.size} coordinates, {message.dtype}, {size}, {dtype}, are expected: "
+                "d and the dtype must be the same everywhere"
+            )

@@ -136,11 +136,6 @@ class MPI(Communicator):
     def _swap(self, messages):
         if self.processes == 1:
             return [list(column) for column in zip(*messages, strict=True)], *self._weight(messages)
-        bits, wire = self._weight(messages)
-        totals = np.zeros((self.n, 3), np.int64)
-        totals[self.workers.start : self.workers.stop] = 0, _ALLTOALL, 0
-        totals[self.workers.start] = bits, _ALLTOALL, wire
-        self._told(totals, self._first)
         # a rank is told, and sent, what each of the workers here says to each of its own; what stays here travels not
         blocks = [
             [(i, row[j]) for i, row in zip(self.workers, messages, strict=True) for j in range(*self._first[r : r + 2])]
@@ -149,6 +144,11 @@ class MPI(Communicator):
         blocks[self.process] = []
         leaving = [(i, message, kernels.taken(message.payload, "payload")) for block in blocks for i, message in block]
         sent = np.array([_header(message, payload, i) for i, message, payload in leaving], np.int64).reshape(-1, 3)
+        bits, wire = self._weight(messages)
+        totals = np.zeros((self.n, 3), np.int64)
+        totals[self.workers.start : self.workers.stop] = 0, _ALLTOALL, 0
+        totals[self.workers.start] = bits, _ALLTOALL, wire
+        self._told(totals, self._first)
         counts = len(self.workers) * np.diff(self._first)
         counts[self.process] = 0
         ends = np.concatenate(([0], np.cumsum(counts)))

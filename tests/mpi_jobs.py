@@ -301,10 +301,19 @@ def reductions():
     except RuntimeError as error:
         assert "worker 3: x has 2001 NaN or Inf" in str(error)
         print(f"rank {comm.process} has heard why")
+    mine = [sent[i] for i in comm.workers]
     try:  # of which another rank does something else
-        comm.alltoall([row for row in moved]) if comm.process else comm.agree(0)
+        comm.alltoall(mine) if comm.process else comm.agree(0)
     except RuntimeError as error:
         assert "every rank must take the same steps" in str(error)
+    if comm.processes > 1 and comm.process == 0:  # what a rank sees by itself it sees before it has said anything
+        try:
+            comm.alltoall([[message._replace(bits=7) for message in row] for row in mine])
+        except ValueError as error:
+            assert "the message of worker 0 has 7 bits" in str(error)
+        else:
+            raise AssertionError("no ValueError")
+    assert comm.alltoall(mine) == [expected[j] for j in comm.workers]
 
 
 def errors_on_both_ranks():

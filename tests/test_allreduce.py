@@ -169,6 +169,16 @@ def test_and_of_those_whose_length_varies(n):
         assert comm.bytes.max() <= 1.02 * 2 * (n - 1) / n * alone / 8
 
 
+@pytest.mark.parametrize(("n", "d"), [(1, 0), (3, 2), (4, 5000), (7, 4097)])
+def test_what_is_received_is_that_of_who_receives_most(n, d):
+    """Against a look at every slice."""
+    C, D = compress.Eden(2), compress.Eden(4)
+    sizes = [piece.stop - piece.start for piece in slices(n, d)]
+    down = [D.bits(size) for size in sizes]
+    most = max((n - 1) * C.bits(size) + sum(down) - own for size, own in zip(sizes, down, strict=True))
+    assert AllReduce(C, D, "two-shot").received_bits(n, d) == most
+
+
 def test_auto_takes_what_receives_less():
     for n, two_shot in ((1, False), (2, False), (3, True), (8, True)):
         assert AllReduce(compress.Eden(2)).two_shot(n, 100_000) == two_shot
@@ -245,13 +255,20 @@ def test_nothing_is_lost_with_error_feedback(C, pattern):
     assert np.allclose(came + held, given, atol=1e-4)
 
 
-def test_decay_forgets():
-    rows, comm = gaussian(2, 3000), compress.Local(2)
-    for decay in (1.0, 0.5, 0.0):
-        reduce = AllReduce(compress.TopK(0.01), memory="error", decay=decay)
+@pytest.mark.parametrize("pattern", ["gather", "two-shot"])
+@pytest.mark.parametrize("decay", [0.5, 0.0])
+def test_decay_forgets(pattern, decay):
+    """Of workers and of owners of slices."""
+    rows, comm, kept = gaussian(2, 3000), compress.Local(2), []
+    for each in (1.0, decay):
+        reduce = AllReduce(compress.TopK(0.01), pattern=pattern, memory="error", decay=each)
         _, state = reduce.mean(comm, reduce.init(comm, 3000), rows, KEY)
-        kept = rows[0] - compress.TopK(0.01)(rows[0], KEY.worker(0).fold(0x7570))
-        assert np.array_equal(state.up[0], np.float32(decay) * kept)
+        kept.append([*state.up, *state.down])
+    assert len(kept[0]) == (2 if pattern == "gather" else 4)
+    for full, less in zip(*kept, strict=True):
+        assert full.any() and np.array_equal(less, np.float32(decay) * full)
+    lost = rows[0] - compress.TopK(0.01)(rows[0], KEY.worker(0).fold(0x7570))
+    assert pattern == "two-shot" or np.array_equal(kept[0][0], lost)
 
 
 @pytest.mark.parametrize("C", [compress.Eden(2), compress.ChunkTopK(256, 64), compress.RandK(0.3)], ids=repr)
@@ -357,4 +374,10 @@ def test_bad_input_is_named():
             reduce.mean(comm, state, rows, KEY)
     with pytest.raises(ValueError, match="make one by init"):
         AllReduce(C).mean(comm, state, gaussian(2, 100), KEY)
+    for each in (reduce, AllReduce(C)):
+        with pytest.raises(ValueError, match="0 rows, of 2 workers hosted here"):
+            each.mean(comm, each.init(comm, 100), [], KEY)
+    shifts = AllReduce(C, pattern="two-shot", memory="shift")
+    with pytest.raises(ValueError, match="a reduce-scatter has errors or no memory, not shifts"):
+        shifts.reduce_scatter(comm, shifts.init(comm, 100), gaussian(2, 100), KEY)
     assert comm.ledger.messages == 0

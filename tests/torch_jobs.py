@@ -1,14 +1,16 @@
 """The jobs of test_torch_comm.py: `python torch_jobs.py NAME RANK RANKS FILE` calls the function NAME on a rank."""
 
+import itertools
 import sys
 from datetime import timedelta
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 import compress
-from compress.allreduce import AllReduce
+from compress.allreduce import AllReduce, Refused
 from compress.graphs import Graph
 from compress.torch import Distributed
 
@@ -53,6 +55,24 @@ def same_as_local():
     assert comm.ledger == local.ledger
 
 
+def counts():
+    """What a rank has received is what torch has carried to it from others."""
+    comm, swap, carried = Distributed(), dist.all_to_all_single, [0]
+
+    def watched(output, sent, expected=None, lengths=None, group=None):
+        parts = output.tensor_split(comm.n) if expected is None else output.split(expected)
+        carried[0] += sum(part.nbytes for j, part in enumerate(parts) if j != comm.process)
+        return swap(output, sent, expected, lengths, group)
+
+    dist.all_to_all_single = watched
+    for pattern in ("gather", "two-shot"):
+        reduce = AllReduce(compress.Eden(2), pattern=pattern)
+        reduce.mean(comm, reduce.init(comm, 1000), [np.ones(1000, np.float32)], KEY)
+        comm.agree("a word")
+    dist.all_to_all_single = swap
+    assert comm.received == carried[0] > comm.ledger.wire_down / comm.n > 0
+
+
 def errors():
     """What every rank sees, and can go on from."""
     comm = Distributed()
@@ -71,6 +91,7 @@ def errors():
             [x],
             KEY,
         )
+    fails_alone(comm)
     sent = compress.Identity().encode(np.ones(9), KEY)
     step = (lambda: comm.agree(0)) if rank else (lambda: comm.allgather([sent]))
     raises(RuntimeError, "ranks take different steps", step)
@@ -83,6 +104,48 @@ def errors():
         raises(RuntimeError, "not in the group", Distributed, first)
     else:
         assert Distributed(first).n == 1
+
+
+class Fails(compress.Eden):
+    """Eden, which on rank 1 has no memory for some vectors."""
+
+    size: ClassVar[int]
+
+    def _encode(self, x, key, out):
+        if dist.get_rank() == 1 and x.size == self.size:
+            raise MemoryError("no room")
+        return super()._encode(x, key, out)
+
+
+def fails_alone(comm):
+    """Whatever a rank fails of before an exchange all others are told in it, and all can go on."""
+    rank, row = comm.process, np.ones(100, np.float32)
+    bad = rank == 1
+    for pattern, memory in itertools.product(("gather", "two-shot"), ("none", "error")):
+        reduce = AllReduce(compress.Eden(2), pattern=pattern, memory=memory)
+        down = AllReduce(compress.Eden(3), Fails(2), pattern=pattern, memory=memory)
+        up = AllReduce(Fails(2), pattern=pattern, memory=memory)
+        state = reduce.init(comm, 100)
+        for each, arguments, size, cause, reason in (
+            (reduce, ([row] * (1 + bad), KEY), 0, ValueError, "2 rows, of 1 workers hosted here"),
+            (reduce, ([row[bad:]], KEY), 0, ValueError, r"rows of \[99\]"),
+            (reduce, ([row], KEY, np.empty(100 - bad, np.float32)), 0, ValueError, "out has 99 elements"),
+            (up, ([row], KEY), 100 if pattern == "gather" else 34, MemoryError, "no room"),  # slices have 33, 33, 34
+            (down, ([row], KEY), 33, MemoryError, "no room"),
+        ):
+            if (reason.startswith("rows") and memory == "none") or (each is down and pattern == "gather"):
+                continue
+            Fails.size = size
+            error = raises(Refused, f"worker 1: {cause.__name__}: {reason}", each.mean, comm, state, *arguments)
+            assert isinstance(error.__cause__, cause) if bad else error.__cause__ is None
+        x = row.astype(np.float64) if bad else row
+        raises((ValueError, Refused), "float64.* are expected", reduce.mean, comm, reduce.init(comm, like=x), [x], KEY)
+        x = np.ones(101 if bad else 100, np.float32)  # of a refusal all hear, whatever else they see
+        x[:2] = np.nan if rank == 2 else 1
+        raises(Refused, "worker 2: x has 2 NaN", reduce.mean, comm, reduce.init(comm, like=x), [x], KEY)
+        assert comm.agree(7) == 7
+        mean, _ = reduce.mean(comm, state, [row], KEY)
+        assert np.sum((mean - 1) ** 2) < 0.2 * 100
 
 
 def killed():
@@ -100,8 +163,8 @@ def raises(kind, match, function, *arguments):
         function(*arguments)
     except kind as error:
         assert re.search(match, str(error)), str(error)
-    else:
-        raise AssertionError(f"{match} was not raised")
+        return error
+    raise AssertionError(f"{match} was not raised")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Design note
 -----------
-A. A round is one exchange of headers and one of payloads, both all_to_all_single: what a rank sends is what its
-   receivers are owed, nothing is padded, and uneven lengths are fine with gloo and NCCL alike.
+A. A round is one exchange of headers, 64 bytes a message, and one of payloads, both all_to_all_single: what a rank
+   sends is what its receivers are owed, no payload is padded, and uneven lengths are fine with gloo and NCCL alike.
+   The ledger counts 24 bytes for a header, as on every engine.
 B. Headers go to all, and say what the round is: ranks that do different things all raise.
 C. Payloads travel where they live if the group has a backend there: NumPy's by gloo, CuPy's by NCCL. Otherwise they are
    moved to where it has one, and back.
@@ -23,13 +24,15 @@ from ..comm import Communicator
 from ..compressor import Message
 
 _KINDS = "gather", "alltoall", "scatter", "collect", "exchange", "agree"
+_WORDS = 8  # of a header, int64
 _FLOAT = np.dtype(np.float32)
 
 
 class Distributed(Communicator):
     """A worker on each rank of a torch.distributed process group.
 
-    group: the process group, the default one unless given. Making one is free; its methods are collective.
+    group: the process group, the default one unless given. Making one is free; its methods are collective. received:
+    bytes that this rank has been sent by others, headers and all.
 
     Iterates and ledger are those of `Local(n)` of as many workers, bit for bit. Raises RuntimeError where there is no
     process group, or this process is not in it; from its methods, RuntimeError on every rank where ranks take different
@@ -56,7 +59,7 @@ class Distributed(Communicator):
         if rank < 0:
             raise RuntimeError("Distributed: this process is not in the group")
         super().__init__(dist.get_world_size(group), range(rank, rank + 1), rank, dist.get_world_size(group))
-        self.group = group
+        self.group, self.received = group, 0
         self._backends = dict(each.split(":") for each in dist.get_backend_config(group).split(","))
 
     def _gather(self, messages):
@@ -108,9 +111,10 @@ class Distributed(Communicator):
             for message, length in zip(messages, lengths, strict=True)
         ]
         device = self._device(payloads[0])
-        headers = torch.empty((self.n, 8), dtype=torch.int64, device=device)
+        headers = torch.empty((self.n, _WORDS), dtype=torch.int64, device=device)
         dist.all_to_all_single(headers, torch.tensor(rows, device=device), group=self.group)
         headers = headers.cpu().numpy()
+        self.received += 8 * _WORDS * (self.n - 1)
         if kinds := {_KINDS[k] for k in headers[:, 0]} - {kind}:
             raise RuntimeError(f"ranks take different steps: {kind} here, {', '.join(sorted(kinds))} elsewhere")
         expected = headers[:, 4].tolist()
@@ -133,6 +137,7 @@ class Distributed(Communicator):
         sent = torch.cat([_tensor(payload, device)[:n] for payload, n in zip(payloads, lengths, strict=True)])
         received = torch.empty(sum(expected), dtype=torch.uint8, device=device)
         dist.all_to_all_single(received, sent, expected, lengths, group=self.group)
+        self.received += received.nbytes
         return received.split(expected)
 
     def _device(self, payload):
