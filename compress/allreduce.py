@@ -246,7 +246,7 @@ class AllReduce:
             mean = kernels.output(out, rows[0].size, rows[0].dtype, rows[0])
             targets = self._targets(rows, state.up)
             sent.messages = [_encoded(coder, x, keys[i]) for i, x in zip(comm.workers, targets, strict=True)]
-        received = sent.allgather(comm, spent)
+        received = sent.allgather(comm, spent, coder, [_like(state, rows).size] * n)
         _check(received, [mean.size] * n, rows[0].dtype)
         with spent.on("decode"):
             mean.fill(0)
@@ -271,7 +271,7 @@ class AllReduce:
                 own = [state.shared[pieces[j]] for j in comm.workers] if self.memory == "shift" else state.down
                 targets = self._targets(parts, own)
                 sent.messages = [_encoded(coder, x, keys[j]) for j, x in zip(comm.workers, targets, strict=True)]
-        received = sent.allgather(comm, spent)
+        received = sent.allgather(comm, spent, coder, _sizes(comm.n, shot.rows[0]))
         _check(received, map(_length, pieces), row.dtype)
         with spent.on("decode"):
             for message, k, piece in zip(received, keys, pieces, strict=True):
@@ -296,7 +296,7 @@ class AllReduce:
                     whole = _encoded(coder, target, keys[i])  # says the index in the whole
                     row = [whole if whole.size == _REFUSED else refused[0]] * n
                 sent.messages.append(row)
-        received = sent.alltoall(comm, spent)
+        received = sent.alltoall(comm, spent, coder, _sizes(n, _like(state, rows)))
         return _Shot(rows, targets, keys, sent.messages, received)
 
     def _average(self, comm, state, shot, spent):
@@ -409,12 +409,24 @@ class _Sent:
             self.failure = failure
             return True
 
-    def allgather(self, comm, spent) -> list[Message]:
-        (received,) = self._exchange(comm, spent, lambda messages: [comm.allgather(messages)])
+    def allgather(self, comm, spent, coder, sizes) -> list[Message]:
+        """Of all n workers, where worker i sends sizes[i] coordinates."""
+        lengths = self._lengths(coder, sizes)
+        (received,) = self._exchange(comm, spent, lambda messages: [comm.allgather(messages, lengths)])
         return received
 
-    def alltoall(self, comm, spent) -> list[list[Message]]:
-        return self._exchange(comm, spent, comm.alltoall, comm.n)
+    def alltoall(self, comm, spent, coder, sizes) -> list[list[Message]]:
+        """Of all n workers, where worker j is sent sizes[j] coordinates."""
+        lengths = self._lengths(coder, sizes)
+        return self._exchange(comm, spent, lambda messages: comm.alltoall(messages, lengths), comm.n)
+
+    def _lengths(self, coder, sizes):
+        """Bytes of the payloads, where everybody knows them."""
+        if not coder.fixed_length:
+            return None
+        dtype = _like(*self._given).dtype
+        bits = {size: coder.bits(size, dtype) for size in set(sizes)}
+        return [-(-bits[size] // 8) for size in sizes]
 
     def _exchange(self, comm, spent, send, copies=None):
         """What is heard of all, unless somebody refuses."""
@@ -436,6 +448,11 @@ class _Sent:
 def slices(n: int, d: int) -> list[slice]:
     """The coordinates that each of n workers owns: j d // n to (j + 1) d // n."""
     return [slice(j * d // n, (j + 1) * d // n) for j in range(n)]
+
+
+def _sizes(n: int, row) -> list[int]:
+    """Of the slices of a vector."""
+    return [_length(piece) for piece in slices(n, row.size)]
 
 
 def _length(piece: slice) -> int:

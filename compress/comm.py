@@ -24,7 +24,7 @@ from . import kernels
 from .compressor import Message, positive_int
 
 # What a message needs beside its payload where nothing is agreed: its bits, its size and its dtype, 8 bytes each. The
-# ledger counts so many on every engine; `compress.torch.Distributed` sends more, and counts in `received` what they are.
+# ledger counts so many on every engine; `compress.torch.Distributed` sends more, and says in `received` how many.
 HEADER = 24
 
 
@@ -68,11 +68,11 @@ class Communicator(ABC):
         self.ledger = Ledger()
 
     @abstractmethod
-    def _gather(self, messages: list[Message]) -> list[Message]:
+    def _gather(self, messages: list[Message], lengths=None) -> list[Message]:
         """Those of all n workers, from those of the hosted ones."""
 
     @abstractmethod
-    def _swap(self, messages: list[list[Message]]) -> tuple[list[list[Message]], int, int]:
+    def _swap(self, messages: list[list[Message]], lengths=None) -> tuple[list[list[Message]], int, int]:
         """Those to the hosted workers, from those of the hosted ones; and the bits and wire bytes of all n."""
 
     @abstractmethod
@@ -97,13 +97,14 @@ class Communicator(ABC):
         heard = {i: everyone[i] for i in graph.neighbourhood(self.workers).tolist()}
         return heard, [message.bits for message in everyone]
 
-    def allgather(self, messages: Sequence[Message]) -> list[Message]:
+    def allgather(self, messages: Sequence[Message], lengths: Sequence[int] | None = None) -> list[Message]:
         """The messages of all n workers, in their order, from those of the workers hosted here, in theirs.
 
-        Collective: every process calls it, with messages of any length, also of none (size 0). Raises TypeError for
-        what is no Message, ValueError where their number is not that of the workers hosted.
+        lengths: bytes of the payload of each of the n workers, where every process knows them: an engine may then do
+        without telling them first. Collective: every process calls it, with messages of any length, also of none (size
+        0). Raises TypeError for what is no Message, ValueError where their number is not that of the workers hosted.
         """
-        everyone = self._gather(_messages(messages, len(self.workers), "of {} workers hosted here"))
+        everyone = self._gather(_messages(messages, len(self.workers), "of {} workers hosted here"), lengths)
         bits = sum(message.bits for message in everyone)
         wire = sum(message.payload.nbytes + HEADER for message in everyone)
         ledger = self.ledger
@@ -166,19 +167,21 @@ class Communicator(ABC):
         ledger.messages += int(copies.sum())
         return heard
 
-    def alltoall(self, messages: Sequence[Sequence[Message]]) -> list[list[Message]]:
+    def alltoall(
+        self, messages: Sequence[Sequence[Message]], lengths: Sequence[int] | None = None
+    ) -> list[list[Message]]:
         """From every worker to every other one a message of its own: for each worker hosted here the messages to it of
         all n, in their order.
 
-        messages: for each worker hosted here, in their order, those to all n, in theirs. Collective. What a worker
-        says to itself travels nowhere and is not counted; the others are counted once, as sent and as received. Raises
-        as `allgather`.
+        messages: for each worker hosted here, in their order, those to all n, in theirs. lengths: bytes of a payload to
+        each of the n workers, as in `allgather`. Collective. What a worker says to itself travels nowhere and is not
+        counted; the others are counted once, as sent and as received. Raises as `allgather`.
         """
         messages = list(messages)
         if len(messages) != len(self.workers):
             raise ValueError(f"{len(messages)} rows of messages, of {len(self.workers)} workers hosted here")
         messages = [_messages(row, self.n, "to {} workers") for row in messages]
-        heard, bits, wire = self._swap(messages)
+        heard, bits, wire = self._swap(messages, lengths)
         ledger = self.ledger
         ledger.bits_up += bits
         ledger.bits_down += bits
@@ -236,10 +239,10 @@ class Local(Communicator):
         n = positive_int(n, "n")
         super().__init__(n, range(n))
 
-    def _gather(self, messages):
+    def _gather(self, messages, lengths=None):
         return messages
 
-    def _swap(self, messages):
+    def _swap(self, messages, lengths=None):
         return [list(column) for column in zip(*messages, strict=True)], *self._weight(messages)
 
     def agree(self, value):

@@ -80,7 +80,7 @@ class MPI(Communicator):
         self._first = n * np.arange(ranks + 1) // ranks  # rank r hosts workers first[r] to first[r + 1] - 1
         super().__init__(n, range(int(self._first[rank]), int(self._first[rank + 1])), rank, ranks)
 
-    def _gather(self, messages):
+    def _gather(self, messages, lengths=None):
         if self.processes == 1:
             return messages
         headers, ends, payloads = self._announce(messages, self.workers, self._first)
@@ -133,7 +133,7 @@ class MPI(Communicator):
             heard.update(zip(theirs.tolist(), _cut(buffer, headers[theirs], kind), strict=True))
         return dict(sorted(heard.items())), headers[:, 0].tolist()
 
-    def _swap(self, messages):
+    def _swap(self, messages, lengths=None):
         if self.processes == 1:
             return [list(column) for column in zip(*messages, strict=True)], *self._weight(messages)
         # a rank is told, and sent, what each of the workers here says to each of its own; what stays here travels not

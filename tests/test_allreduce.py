@@ -47,12 +47,12 @@ class Received(compress.Local):
     def _hear(self, worker, messages):
         self.bytes[worker] += sum(message.payload.nbytes + HEADER for message in messages)
 
-    def _gather(self, messages):
+    def _gather(self, messages, lengths=None):
         for j in range(self.n):
             self._hear(j, messages[:j] + messages[j + 1 :])
         return super()._gather(messages)
 
-    def _swap(self, messages):
+    def _swap(self, messages, lengths=None):
         heard = super()._swap(messages)
         for j, row in enumerate(heard[0]):
             self._hear(j, row[:j] + row[j + 1 :])

@@ -285,7 +285,7 @@ class Worker(Communicator):
         self.answers.append(messages[0])
         return None, [0] * self.n
 
-    def _gather(self, messages, graph=None):
+    def _gather(self, messages, lengths=None, graph=None):
         raise AssertionError("a worker must not be sent what others send")
 
     _exchange = _gather

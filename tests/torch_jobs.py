@@ -41,7 +41,7 @@ def same_as_local():
     assert comm.ledger == local.ledger
 
     rng = np.random.default_rng(0)
-    for d in (0, 1, 2001):
+    for d, comm.agreed in ((0, False), (1, True), (2001, False), (0, True), (1, False), (2001, True)):
         rows = rng.standard_normal((n, d)).astype(np.float32)
         for memory in ("none", "error", "shift"):
             for pattern in ("gather", "two-shot"):
@@ -91,6 +91,11 @@ def errors():
             [x],
             KEY,
         )
+    comm.agreed = True  # what is said in place of a message has its length, 29 bytes with Eden, or less
+    for pattern in ("gather", "two-shot"):
+        reduce = AllReduce(compress.Eden(2), pattern=pattern, memory="error")
+        raises(Refused, "worker 1: x has", reduce.mean, comm, reduce.init(comm, 100), [row], KEY)
+    comm.agreed = False
     fails_alone(comm)
     sent = compress.Identity().encode(np.ones(9), KEY)
     step = (lambda: comm.agree(0)) if rank else (lambda: comm.allgather([sent]))

@@ -393,7 +393,7 @@ class DDPHook(Hook):
         if isinstance(compressor, PowerIteration):
             if memory != "error" or down is not None:
                 raise ValueError("DDPHook: PowerIteration has error feedback and one coder for all: no shift, no down")
-            reduce = replace(compressor, pattern=pattern, decay=decay)
+            reduce = replace(compressor, decay=decay)
         else:
             reduce = AllReduce(compressor, down, pattern, memory, decay)
         super().__init__(reduce, warmup_steps, min_size, dense, nonfinite, seed, group)
