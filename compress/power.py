@@ -120,14 +120,14 @@ class _Reduction:
     def _bases(self, x):
         return _cut(x, [(r, n) for _, n, r in self.matrices])
 
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """How many numbers the two messages have."""
-        return sum(r * m for m, _, r in self.matrices), sum((r or m) * n for m, n, r in self.matrices)
+    def parts(self, n: int) -> list[tuple[int, AllReduce]]:
+        """How many numbers the two factors have, and how their means of n workers are found."""
+        sizes = sum(r * m for m, _, r in self.matrices), sum((r or m) * n for m, n, r in self.matrices)
+        return [(size, self._factor(n, size)) for size in sizes]
 
     def received_bits(self, n: int, d: int) -> int:
         """As of `AllReduce`."""
-        return sum(self._factor(n, size).received_bits(n, size) for size in self.sizes)
+        return sum(reduce.received_bits(n, size) for size, reduce in self.parts(n))
 
     def init(self, comm: Communicator, d: int | None = None, dtype=np.float32, like=None) -> AllReduceState:
         """No error yet, and Q at random. Raises ValueError where the shapes hold another number of coordinates."""

@@ -293,6 +293,12 @@ def reductions():
                     same, theirs = reduce.mean(local, theirs, rows, KEY.at(t))
                     assert mean.tobytes() == same.tobytes()
                 assert all(np.array_equal(mine.up[k], theirs.up[i]) for k, i in enumerate(comm.workers) if mine.up)
+    reduce = compress.PowerIteration(3).of([(40, 50), (1,)])
+    mine, theirs = reduce.init(comm, 2001), reduce.init(local, 2001)
+    for t in range(3):
+        mean, mine = reduce.mean(comm, mine, [rows[i] for i in comm.workers], KEY.at(t))
+        same, theirs = reduce.mean(local, theirs, rows, KEY.at(t))
+        assert mean.tobytes() == same.tobytes()
     assert comm.ledger == local.ledger
     bad = [np.full(2001, np.nan if i == 3 else 1.0) for i in comm.workers]
     try:

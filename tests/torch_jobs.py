@@ -52,6 +52,14 @@ def same_as_local():
                         mean, mine = reduce.mean(comm, mine, [torch.from_numpy(rows[rank])], KEY.at(t))
                         same, theirs = reduce.mean(local, theirs, rows, KEY.at(t))
                         assert isinstance(mean, torch.Tensor) and mean.numpy().tobytes() == same.tobytes()
+    rows = rng.standard_normal((n, 2001)).astype(np.float32)
+    for pattern in ("gather", "two-shot"):
+        reduce = compress.PowerIteration(3, pattern=pattern).of([(40, 50), (1,)])
+        mine, theirs = reduce.init(comm, 2001), reduce.init(local, 2001)
+        for t in range(3):
+            mean, mine = reduce.mean(comm, mine, [torch.from_numpy(rows[rank])], KEY.at(t))
+            same, theirs = reduce.mean(local, theirs, rows, KEY.at(t))
+            assert mean.numpy().tobytes() == same.tobytes() and mine.shared.tobytes() == theirs.shared.tobytes()
     assert comm.ledger == local.ledger
 
 

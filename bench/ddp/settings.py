@@ -22,7 +22,7 @@ WARMUP = 10  # steps that ours sends dense first; with 2 the CNN ends at a highe
 POWER_WARMUP = 2  # of PowerIteration
 POWER_SGD_WARMUP = 2  # the fewest that torch allows; with 10 the CNN ends at the same loss
 MIN_SIZE = 1024  # below, a tensor is dense
-HEADER = 8 * 56  # bits that our ranks tell each other before every exchange
+HEADER = 8 * 64  # bits of a message of ours
 SILENT = "silent"
 ONE_BUCKET = {"bucket_cap_mb": 25}  # given, it is also that of the first bucket, which otherwise is of 1 MiB
 
@@ -196,24 +196,21 @@ def ours(compressor, name: str) -> Setting:
     def sent(shapes):
         return [s for s in shapes if len(s) > 1 and prod(s) >= MIN_SIZE]
 
-    def size(coder, d, rate):
-        return coder.bits(d) if coder.fixed_length else rate * d
-
     def work(n, shapes, rate=None):
         large = sent(shapes)
-        d, small = count(large), count(shapes) - count(large)
-        vectors = [vector for vector in compressor.of(large).sizes if vector] if power else [d]
-        rate = rate and rate * d / sum(vectors)
+        d, small, times = count(large), count(shapes) - count(large), ceil(4 * count(shapes) / (25 * 2**20))
+        parts = [part for part in compressor.of(large).parts(n) if part[0]] if power else [(d, reduce)]
         bits, waits, messages, decoded = 0.0, 0, 0, 0.0
-        for vector in vectors:
-            whole, part = size(reduce.up_coder, vector, rate), 2 * size(reduce.up_coder, ceil(vector / n), rate)
-            two_shot = part < whole
-            rounds = (4 if two_shot else 2) * buckets(shapes)  # headers and payloads
-            bits, waits = bits + (n - 1) * (min(part, whole) + rounds / 2 * HEADER), waits + rounds
-            messages += rounds * (n - 1)
-            decoded += (n - 1) / n * vector + vector if two_shot else n * vector  # own slices stay at home
+        for size, each in parts:
+            shots, fixed = 1 + each.two_shot(n, size), each.up_coder.fixed_length
+            length = size if shots == 1 else ceil(size / n)
+            message = each.up_coder.bits(length) if fixed else rate * length * d / sum(part[0] for part in parts)
+            exchanges = shots * times * (1 if fixed else 2)  # lengths that nobody knows are told first
+            bits, waits = bits + (n - 1) * shots * (message + times * HEADER), waits + exchanges
+            messages += exchanges * (n - 1)
+            decoded += n * size if shots == 1 else (n - 1) / n * size + size  # own slices stay at home
         if small:
-            bits, waits = bits + 2 * (n - 1) / n * 16 * small, waits + 2 * (n - 1) * buckets(shapes)
+            bits, waits = bits + 2 * (n - 1) / n * 16 * small, waits + 2 * (n - 1) * times
         if power:  # a step of one worker is what is timed, in which the decoder of factors is little
             return Work(bits, waits, messages, d, 0)
         return Work(bits, waits, messages, d, decoded + d)  # feedback decodes what it has encoded
@@ -247,8 +244,8 @@ def named(name: str) -> Setting:
 
 def chosen(peers_text: str = "all", ours_text: str = "PowerIteration(); Eden(bits=2)") -> dict[str, Setting]:
     """The settings by name: bf16, what dense steps of others are, the peers that are named, separated by commas, and
-    ours, compressors separated by semicolons. ValueError for unknown names."""
-    from ..convergence import compressors
+    ours, compressors and PowerIterations separated by semicolons. ValueError for unknown names."""
+    from ..frontier import name as short
 
     known = {setting.name: setting for setting in references_and_peers()}
     names = list(known) if peers_text == "all" else [name.strip() for name in peers_text.split(",") if name.strip()]
@@ -256,7 +253,17 @@ def chosen(peers_text: str = "all", ours_text: str = "PowerIteration(); Eden(bit
         raise ValueError(f"unknown peer {unknown[0]!r}; known: {', '.join(known)}")
     dense = [known[name].dense for name in names if known[name].warmup]
     found = {name: known[name] for name in dict.fromkeys([BASELINE, *dense, *names])}
-    for text in filter(None, map(str.strip, ours_text.split(";"))):  # a rank makes it of that
-        (C,) = compressors(text, also=[compress.PowerIteration])
-        found[text] = ours(C, text)
+    for text in filter(None, map(str.strip, ours_text.split(";"))):
+        (C,) = _read(text)
+        power = isinstance(C, compress.PowerIteration)
+        name = f"PowerIteration({C.rank}, {short(C.values)})" if power else short(C)
+        name = name if _read(name) == [C] else repr(C)  # a rank makes it of its name
+        found[name] = ours(C, name)
     return found
+
+
+def _read(text: str) -> list:
+    """The compressors and PowerIterations that a text names."""
+    from ..convergence import compressors
+
+    return compressors(text, also=[compress.PowerIteration])
