@@ -21,6 +21,7 @@ TESTS = [
     "rice",
     "chunktopk",
     "dct",
+    "product",
     "eden",
     "mean",
     "trellis",
