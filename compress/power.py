@@ -34,7 +34,7 @@ from .eden import Eden
 from .key import Key
 
 _LEFT, _RIGHT = 0x6C, 0x72  # sub-streams of a round's key
-_FEW = 8 * 16 * 1024  # bits, that take less time than an exchange does
+_FEW = 8 * 32 * 1024  # bits, that take less time than an exchange does
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PowerIteration:
     and r (m + n) numbers of 3 or 4 bits are far fewer than m n. What a mean leaves out goes into the next: there is
     always error feedback, and r singular vectors are found over rounds, as Q converges.
 
-    pattern: as of `AllReduce`, for each factor; but with "auto" a factor of which a worker receives 16 KiB at most is
+    pattern: as of `AllReduce`, for each factor; but with "auto" a factor of which a worker receives 32 KiB at most is
     gathered, which is one exchange and not two: their time is that of exchanges.
 
     of(shapes) is the reduction of a vector that holds tensors of these shapes one after another, used as an `AllReduce`
@@ -102,7 +102,8 @@ class _Reduction:
     def _factor(self, n: int, size: int, memory: str = "none") -> AllReduce:
         """The means of a factor of so many numbers, of n workers."""
         values, pattern = contractive(self.how.values), self.how.pattern
-        if pattern == "auto" and (n - 1) * values.bits(size) <= _FEW:
+        rate = getattr(values, "rate", None)  # of which bits(d) is far above where lengths vary
+        if pattern == "auto" and (n - 1) * (values.bits(size) if rate is None else rate * size) <= _FEW:
             pattern = "gather"
         return AllReduce(values, pattern=pattern, memory=memory)
 
