@@ -25,7 +25,7 @@ except ImportError:
     raise ImportError('bench diloco needs PyTorch: pip install "compress-kernels[bench,torch]"') from None
 
 import compress
-from compress.torch import DiLoCo, LowRank
+from compress.torch import DiLoCo
 
 from . import console
 from .ddp.tasks import TASKS, Transformer
@@ -76,9 +76,9 @@ SETTINGS = (
     Setting("Eden(2) (MuLoCo)", NESTEROV | {"compressor": compress.Eden(2)}),
     Setting("Trellis(0.5)", NESTEROV | {"compressor": compress.Trellis(bits=0.5, context=True)}),
     Setting("Trellis(0.155)", PLAIN | {"compressor": compress.Trellis(bits=0.155, context=True)}),
-    Setting("LowRank(0.155)", NESTEROV | {"compressor": LowRank(0.155)}),
-    Setting("LowRank(0.155), ahead", NESTEROV | {"compressor": LowRank(0.155), "ahead": True}),
-    Setting("LowRank(0.077), ahead", NESTEROV | {"compressor": LowRank(0.077), "ahead": True}),
+    Setting("LowRank(0.155)", NESTEROV | {"compressor": compress.LowRank(0.155)}),
+    Setting("LowRank(0.155), ahead", NESTEROV | {"compressor": compress.LowRank(0.155), "ahead": True}),
+    Setting("LowRank(0.077), ahead", NESTEROV | {"compressor": compress.LowRank(0.077), "ahead": True}),
 )
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 import compress
-from compress.torch import DiLoCo, LowRank
+from compress.torch import DiLoCo
 
 TIMEOUT = 60  # seconds that a group waits, also for a rank that has yet to start
 
@@ -93,7 +93,7 @@ def same_as_local(rank, size, folder):
         {"compressor": compress.Eden(2), "pattern": "two-shot", "fragments": 2},
         {"compressor": compress.ChunkTopK(256, 8), "pattern": "gather", "momentum": 0.0, "decay": 0.95},
         {"compressor": compress.Trellis(bits=1), "min_size": 300},
-        {"compressor": LowRank(0.5), "fragments": 3},
+        {"compressor": compress.LowRank(0.5), "fragments": 3},
         {"compressor": compress.Trellis(bits=0.5), "ahead": True},
         {},
     ):

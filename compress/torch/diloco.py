@@ -40,7 +40,6 @@ from ..comm import Communicator
 from ..compressor import Compressor, Identity, Message, add_or_store, check_finite, finite_number, positive_int
 from ..key import Key
 from .comm import Distributed
-from .low_rank import LowRank
 
 _MEMBER = struct.Struct("<Iqq?")  # configuration, rounds, steps, and whether it is new
 _PIECE = 1 << 24  # coordinates of a vector that are passed on at a time: each receiver's copy is in memory
@@ -106,8 +105,8 @@ class DiLoCo:
     require gradients are synchronised, as one float32 vector a fragment (float64 where a parameter is); one without a
     gradient has not moved. The others must be the same everywhere. Means and variances of BatchNorm are averaged, in
     float32 and without outer step, with the first fragment; no other buffer is.
-    compressor: of what has been moved, Identity unless given, or a `LowRank`. down, pattern: as of
-    `compress.allreduce.AllReduce`.
+    compressor: of what has been moved, Identity unless given; a `compress.LowRank` is told the shapes. down, pattern: as
+    of `compress.allreduce.AllReduce`.
     error_feedback: remember what messages leave out; `decay` of it is kept from round to round. 1, the default, loses
     nothing; SparseLoCo has 0.95, in the place of an outer momentum. ahead: a round sets models to x - e_i, not to x, so
     that a worker goes on with all it has learned (Xu, Huo, Huang, "Step-ahead error feedback for distributed training
@@ -155,7 +154,7 @@ class DiLoCo:
     def __init__(
         self,
         model: nn.Module | Sequence[nn.Module],
-        compressor: Compressor | LowRank | None = None,
+        compressor: Compressor | None = None,
         period: int = 30,
         lr: float = 0.7,
         momentum: float = 0.9,
@@ -173,13 +172,14 @@ class DiLoCo:
         compressor = Identity() if compressor is None else compressor
         lossless = isinstance(compressor, Identity) and (down is None or isinstance(down, Identity))
         memory = "error" if error_feedback and not lossless else "none"
+        shaped = hasattr(compressor, "shapes")
         for needed, why in (
-            (isinstance(compressor, LowRank), "LowRank takes whole matrices, and slices have none"),
+            (shaped, "the shapes of a compressor are those of whole tensors, and slices have none"),
             (ahead, "ahead of the mean is what a worker's own message has left out, and slices have more"),
         ):
             if needed and (pattern == "two-shot" or down is not None):
                 raise ValueError(f"DiLoCo: {why}: pattern='gather', no down")
-        whole = ahead or isinstance(compressor, LowRank)
+        whole = ahead or shaped
         self.period, self.min_size = positive_int(period, "period"), positive_int(min_size, "min_size", 0)
         fragments = positive_int(fragments, "fragments", 1, self.period)
         self.lr, self.momentum = finite_number(lr, "lr"), finite_number(momentum, "momentum")
@@ -197,7 +197,8 @@ class DiLoCo:
         self._options |= {"pattern": pattern, "error_feedback": memory == "error", "decay": float(decay)}
         self._options |= {"ahead": bool(ahead)}
         for fragment in self._fragments:
-            coder = compressor.of(fragment.shapes) if isinstance(compressor, LowRank) else compressor
+            free = shaped and compressor.shapes is None
+            coder = replace(compressor, shapes=fragment.shapes) if free else compressor
             fragment.reduce = AllReduce(coder, *((Identity(), "gather") if whole else (down, pattern)), memory, decay)
             fragment.ahead = bool(ahead)
             start = fragment.vector(0)
@@ -511,7 +512,7 @@ class _Fragment:
         self.tensors = list(zip(*(tensors for _, tensors in entries), strict=True))  # of each model
         self.sizes = [tensor.numel() for tensor in self.tensors[0]]
         ends = [sum(tensors[0].numel() for _, tensors in group) for group in groups]
-        self.shapes = [tensors[0].shape for _, tensors in groups[0]]
+        self.shapes = tuple(tuple(tensors[0].shape) for _, tensors in groups[0])
         self.compressed, self.parameters, self.size = ends[0], ends[0] + ends[1], sum(ends)
         dtypes = {tensor.dtype for tensor in self.tensors[0]}
         self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
