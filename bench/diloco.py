@@ -77,8 +77,8 @@ SETTINGS = (
     Setting("Trellis(0.5)", NESTEROV | {"compressor": compress.Trellis(bits=0.5, context=True)}),
     Setting("Trellis(0.155)", PLAIN | {"compressor": compress.Trellis(bits=0.155, context=True)}),
     Setting("LowRank(0.155)", NESTEROV | {"compressor": compress.LowRank(0.155)}),
-    Setting("LowRank(0.155), ahead", NESTEROV | {"compressor": compress.LowRank(0.155), "ahead": True}),
-    Setting("LowRank(0.077), ahead", NESTEROV | {"compressor": compress.LowRank(0.077), "ahead": True}),
+    Setting("LowRank(0.155), ahead", NESTEROV | {"compressor": compress.LowRank(0.155), "ahead": 1.0}),
+    Setting("LowRank(0.077), ahead", NESTEROV | {"compressor": compress.LowRank(0.077), "ahead": 1.0}),
 )
 
 
