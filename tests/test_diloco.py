@@ -1,9 +1,12 @@
 """DiLoCo against its formulas, in one process; and on ranks, which join, leave, fail and die (diloco_jobs.py)."""
 
 import copy
+import csv
+import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -661,30 +664,81 @@ def test_benchmark_trains_and_counts():
     from bench import diloco as bench
 
     scale = bench.Scale(width=16, depth=1, rounds=3, rows=2, lr=4e-3)
-    runs = [bench.train(scale, setting, seed=1, every=1) for setting in (bench.DENSE, bench.SPARSE)]
+    runs = [bench.train(scale, name, seed=1, every=1) for name in (bench.DENSE, "SparseLoCo")]
     dense, sparse = bench.summary(runs)
     assert len(runs[0].losses) == 3 and runs[0].losses[-1] < runs[0].losses[0] < np.log(128) + 0.5
     assert runs[0].parameters == sum(p.numel() for p in scale.task().model().parameters())
-    assert (dense.excess, dense.fewer_sent) == (0, 1)
-    # the agreement is 28 bytes, which is much where parameters are few
-    assert runs[1].sent == 28 + 24 + compress.ChunkTopK().bits(runs[1].parameters) / 8
+    assert (dense.excess, dense.fewer) == (0, 1)
+    # from three others; the agreement is 29 bytes, which is much where parameters are few
+    assert runs[1].received == 3 * (29 + 24 + compress.ChunkTopK().bits(runs[1].parameters) / 8)
+    assert sparse.fewer == runs[0].received / runs[1].received < 100
     assert sparse.excess == runs[1].losses[-1] / runs[0].losses[-1] - 1
     assert bench.bits_a_value(rows=256) <= 9.7
+
+
+def test_the_claimed_setting_receives_200_times_less():
+    """By one round of the whole model, which is not trained for it."""
+    from bench import diloco as bench
+
+    received = {}
+    for name in (bench.DENSE, bench.CLAIMED):
+        models = [bench.FULL.task().model() for _ in range(bench.WORKERS)]
+        outer = DiLoCo(models, group=compress.Local(bench.WORKERS), **bench.SETTINGS[name])
+        with torch.no_grad():
+            for model in models:
+                for p in model.parameters():
+                    p += 0.01 * torch.randn(p.shape)
+        outer.synchronise()
+        received[name] = outer.report().received
+    assert received[bench.DENSE] > bench.RATIO * received[bench.CLAIMED]
 
 
 def test_benchmark_judges_what_was_measured():
     from bench import diloco as bench
 
-    def run(name, seed, loss, sent):
-        return bench.Run(name, seed, [9.0, loss], 1000, sent, 2 * sent, 0.1)
+    def rows(losses, received, name=bench.CLAIMED):
+        runs = [bench.Run("dense", seed, [9.0, 2.0 - seed], 1000, 40000.0, 0.1) for seed in (0, 1)]
+        return bench.summary(
+            runs + [bench.Run(name, seed, [9.0, loss], 1000, received, 0.1) for seed, loss in enumerate(losses)]
+        )
 
-    far, near = bench.SETTINGS[1].name, bench.SETTINGS[-1].name
-    runs = [run("dense", 0, 2.0, 40000.0), run("dense", 1, 1.0, 40000.0)]
-    runs += [run(near, 0, 2.0, 160.0), run(near, 1, 1.004, 160.0), run(far, 0, 2.2, 40.0), run(far, 1, 1.1, 40.0)]
-    rows = bench.summary(runs)
-    assert [row.name for row in rows] == ["dense", far, near]
-    assert rows[2].loss == pytest.approx(1.502) and rows[2].fewer_sent == rows[2].fewer_received == 250
-    assert (rows[2].excess, rows[2].least, rows[2].most) == pytest.approx((0.002, 0.0, 0.004))
-    assert bench.checks(rows)[0].ok and not bench.checks(rows[:2])[0].ok and not bench.checks(rows[:1])[0].ok
-    assert bench.checks(rows)[0].measured == f"{near}: +0.20%, 250 x fewer sent, 250 x fewer received"
-    assert bench.table(rows, bench.FULL, 2, 1000).row_count == 3
+    good = rows((2.0, 1.008), 160.0)
+    assert [row.name for row in good] == ["dense", bench.CLAIMED]
+    assert good[1].loss == pytest.approx(1.504) and good[1].fewer == 250
+    assert (good[1].excess, good[1].least, good[1].most) == pytest.approx((0.004, 0.0, 0.008))
+    check, bits = bench.checks(good)
+    assert check.ok and check.measured == "+0.40% (+0.00% to +0.80%), 250.0 x fewer" and bits.ok
+    assert not bench.checks(rows((2.0, 1.012), 160.0))[0].ok  # 0.6%
+    assert not bench.checks(rows((2.0, 1.008), 320.0))[0].ok  # 125 x
+    assert not bench.checks(rows((2.02, 1.0), 200.5))[0].ok
+    for others in (bench.checks(rows((2.0, 1.0), 1.0, "SparseLoCo")), bench.checks(good, losses=False)):
+        assert [each.statement for each in others] == [bits.statement]
+    assert bench.table(good, bench.FULL, 2, 1000).row_count == 2
+
+
+def test_benchmark_runs_from_the_command_line(tmp_path, monkeypatch, capsys):
+    from bench import diloco as bench
+    from bench.__main__ import main
+
+    monkeypatch.setattr(bench, "SMALL", bench.Scale(width=16, depth=1, rounds=3, rows=2, lr=4e-3))
+    monkeypatch.setattr(bench, "bits_a_value", lambda: 9.5)
+    common = ["diloco", "--quick", "--rounds", "2", "--out", str(tmp_path)]
+    assert main([*common, "--seeds", "2", "--settings", "SparseLoCo"]) == 0
+    with open(tmp_path / "diloco.csv", newline="") as file:
+        saved = list(csv.DictReader(file))
+    assert [(row["name"], row["seed"]) for row in saved] == [
+        ("SparseLoCo", "0"), ("SparseLoCo", "1"), ("dense", "0"), ("dense", "1"),
+    ]  # fmt: skip
+    assert len(json.loads(saved[0]["losses"])) == 1  # after the last of two rounds
+    said = capsys.readouterr().out
+    assert "2 rounds of 30 steps, 2 seeds" in said and "saved diloco.csv" in said
+    monkeypatch.setattr(bench, "bits_a_value", lambda: 9.7)
+    monkeypatch.setattr(bench, "_pool", lambda: ThreadPoolExecutor(1))
+    assert main([*common, "--settings", "SparseLoCo"]) == 1
+    for options, what in (
+        (["--settings", "Top"], "no setting 'Top'; known: dense, "),
+        (["--rounds", "0"], "1 or more"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([*common, *options])
+        assert what in capsys.readouterr().err
