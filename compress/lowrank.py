@@ -287,24 +287,24 @@ class LowRank(Contractive):
 
     def _leading(self, matrices, layout, key) -> tuple[list[int], list[np.ndarray]]:
         """How many singular vectors of each matrix come before the rate has no more room, and rows sigma_k u_k."""
-        d, sides = layout.size, [min(shape) for shape in layout.matrices]
-        dtype = matrices[0].dtype if matrices else np.float32
-        room = self.rate * d - self._cost(layout.rest, dtype)
-        number = self._cost(1 << 20, dtype) / (1 << 20) if matrices else 1
-        # where each has ranks in proportion to its size; what takes more is asked for more
-        wanted = [min(s, _MORE + math.ceil(room * m * n / ((m + n) * number * d)))
-                  for s, (m, n) in zip(sides, layout.matrices, strict=True)]  # fmt: skip
+        if not matrices:
+            return [], []
+        dtype = matrices[0].dtype
+        room = self.rate * layout.size - self._cost(layout.rest, dtype)
+        # first as if each had ranks in proportion to its size; what takes all of them is asked for more
+        share = room / layout.size / (self._cost(1 << 20, dtype) / (1 << 20))
+        wanted = [min(m, n, _MORE + math.ceil(share * m * n / (m + n))) for m, n in layout.matrices]
         found = [(0, None, ())] * len(matrices)
         while True:
             for i, count in enumerate(wanted):
                 if count > found[i][0]:
                     found[i] = count, *_singular(matrices[i], count, key.fold(i).word)
             ranks = self._queued(layout.matrices, [sizes for _, _, sizes in found], room, dtype)
-            short = [i for i, r in enumerate(ranks) if r == wanted[i] < sides[i]]
+            short = [i for i, r in enumerate(ranks) if r == wanted[i] < min(matrices[i].shape)]
             if not short:
                 break
             for i in short:
-                wanted[i] = min(sides[i], 2 * wanted[i])
+                wanted[i] = min(2 * wanted[i], *matrices[i].shape)
         return ranks, [(u.T[:r] * sizes[:r, None]).ravel() for (_, u, sizes), r in zip(found, ranks, strict=True)]
 
     def _queued(self, shapes, sizes, room, dtype) -> list[int]:

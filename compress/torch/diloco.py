@@ -2,14 +2,14 @@
 
 Design note
 -----------
-A. A round is: all agree that they are in step (4 bytes each), AllReduce averages, everybody takes the same outer step.
+A. A round is: all agree that they are in step (5 bytes each), AllReduce averages, everybody takes the same outer step.
    The global parameters are a vector of their own, float32 also where the model is bfloat16; what a worker has moved is
    told from these parameters as its model had them, rounded, or each round would take the rounding for progress.
 B. All tensors of a fragment are one vector and one message. Biases and norms are 0.9% of a transformer of width 128; in
    float32 they would be twice the message of a ChunkTopK(). Under an inner Adam they move as far as matrices do, and
    what is left out is remembered. Who wants them exact has `min_size`.
 C. Whatever fails leaves global parameters, momentum, errors and the model as they were: states are replaced at the end.
-   What a worker cannot send it says in its 4 bytes' place, so that all raise and nobody waits.
+   What a worker cannot send it says as they agree, so that all raise and nobody waits.
 D. Errors belong to a worker, everything else is the same for all: who joins needs global parameters and momentum alone.
    The error of a slice that a worker owned ("two-shot") goes into its own, n times, when the group changes: the next
    mean then has what that mean was to have.
