@@ -109,6 +109,17 @@ def ddp(args):
     return ddp.run(args)
 
 
+def diloco(args):
+    if find_spec("torch") is None:
+        raise ValueError("diloco needs torch: pip install torch")
+    for name in ("seeds", "rounds"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name} must be 1 or more, got {value}")
+    from . import diloco
+
+    return diloco.run(args.out, args.quick, args.seeds, args.rounds, args.settings)
+
+
 def choose(backend):
     """The backend to measure. 'gpu' without one is an error that says why, never a silent fall back."""
     import compress
@@ -210,6 +221,13 @@ def parser():
     d.add_argument("--record", type=Path, metavar="ddp.json", help="show what an earlier run has measured")
     d.add_argument("--quick", action="store_true", help="the CNN on 2 ranks at 100 Mbit/s, one seed: two minutes")
     d.set_defaults(command=ddp)
+
+    o = commands.add_parser("diloco", parents=[folder], help="DiLoCo over compressed messages: loss against bytes")
+    o.add_argument("--settings", nargs="+", metavar="NAME", help='names as in the table (default five), beside "dense"')
+    o.add_argument("--seeds", type=int, help="(default 3; 1 with --quick)")
+    o.add_argument("--rounds", type=int, help="of 30 steps of 4 workers (default 100; 8 with --quick)")
+    o.add_argument("--quick", action="store_true", help="a smaller model and three settings; no loss is claimed")
+    o.set_defaults(command=diloco)
     return p
 
 

@@ -18,7 +18,7 @@ _NAMES = {
     "quantize": ["Correlated", "NaturalCompression", "NaturalDithering", "ScaledSign", "StandardDithering", "TernGrad"],
     "sparsify": ["Bernoulli", "PermK", "RandK", "TopK"],
     "chunk": ["ChunkTopK"],
-    "lowrank": ["PowerSGD"],
+    "lowrank": ["LowRank", "PowerSGD"],
     "kashin": ["Kashin"],
     "eden": ["Eden"],
     "trellis": ["Trellis", "UniformQuantizer"],

@@ -14,9 +14,8 @@ from .comm import Distributed
 from .diloco import DiLoCo
 from .extra_adam import ExtraAdam
 from .hook import DDPHook
-from .low_rank import LowRank
 
-__all__ = ["DDPHook", "DiLoCo", "Distributed", "ExtraAdam", "FSDPHook", "LowRank"]
+__all__ = ["DDPHook", "DiLoCo", "Distributed", "ExtraAdam", "FSDPHook"]
 
 
 def __getattr__(name):

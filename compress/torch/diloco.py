@@ -2,18 +2,20 @@
 
 Design note
 -----------
-A. A round is: all agree that they are in step (4 bytes each), AllReduce averages, everybody takes the same outer step.
+A. A round is: all agree that they are in step (5 bytes each), AllReduce averages, everybody takes the same outer step.
    The global parameters are a vector of their own, float32 also where the model is bfloat16; what a worker has moved is
    told from these parameters as its model had them, rounded, or each round would take the rounding for progress.
 B. All tensors of a fragment are one vector and one message. Biases and norms are 0.9% of a transformer of width 128; in
    float32 they would be twice the message of a ChunkTopK(). Under an inner Adam they move as far as matrices do, and
    what is left out is remembered. Who wants them exact has `min_size`.
 C. Whatever fails leaves global parameters, momentum, errors and the model as they were: states are replaced at the end.
-   What a worker cannot send it says in its 4 bytes' place, so that all raise and nobody waits.
+   What a worker cannot send it says as they agree, so that all raise and nobody waits.
 D. Errors belong to a worker, everything else is the same for all: who joins needs global parameters and momentum alone.
    The error of a slice that a worker owned ("two-shot") goes into its own, n times, when the group changes: the next
    mean then has what that mean was to have.
 E. The arithmetic sees a Communicator: n workers in one process, each with a model, run the code of n ranks.
+F. Error feedback is a momentum already: what is left out comes later, several rounds at once. An outer momentum of 0.9
+   makes 10 lr of it, which diverges where few coordinates travel.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ import zlib
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
 from time import perf_counter
 from typing import NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -37,35 +41,50 @@ from torch.nn.parameter import is_lazy
 from .. import kernels
 from ..allreduce import AllReduce, AllReduceState, Refused, Spent, slices
 from ..comm import Communicator
-from ..compressor import Compressor, Identity, Message, add_or_store, check_finite, finite_number, positive_int
+from ..compressor import Compressor, Identity, Message, add_or_store, finite_number, positive_int
 from ..key import Key
 from .comm import Distributed
-from .low_rank import LowRank
+from .hook import same_stream
 
-_MEMBER = struct.Struct("<Iqq?")  # configuration, rounds, steps, and whether it is new
+_MEMBER = struct.Struct("<Iqq?I")  # configuration, rounds, steps, whether it is new, global parameters and momentum
+_DOES = {b"r": "does a round", b"g": "regroups", b"s": "compares settings"}  # the first byte of what workers say
 _PIECE = 1 << 24  # coordinates of a vector that are passed on at a time: each receiver's copy is in memory
 
 # Of the settings, what a state depends on in any case, and what it does not with errors either.
 _SHAPE, _FREE = ("fragments", "tensors"), ("period", "lr", "momentum", "nesterov", "decay", "seed")
 _WAY_OUT = "; load_state_dict(state, errors=False) takes all but the errors"
+_LAST = WeakKeyDictionary()  # of each model the DiLoCo that was made last
+
+
+def _on_device(method):
+    """The method without gradients, CuPy's work on torch's device and current stream."""
+
+    @wraps(method)
+    def called(self, *args, **named):
+        with torch.no_grad(), same_stream(self._fragments[0].tensors[0][0].device):
+            return method(self, *args, **named)
+
+    return called
 
 
 class FragmentState(NamedTuple):
     """Of tensors that are synchronised together: global parameters and outer momentum, (d,) each and the same on every
-    worker, and what messages have left out, which is each worker's own."""
+    worker, what messages have left out, which is each worker's own, and by how much of that its model is ahead."""
 
     start: np.ndarray
     momentum: np.ndarray | None
     memory: AllReduceState
+    shift: float = 0.0
 
 
 @dataclass(frozen=True)
 class Report:
     """Of the rounds so far, the mean of a worker and round. Messages of `regroup` are not among them.
 
-    sent, received: bytes, headers of 24 a message with them; a message that goes to all is sent once. bits: received,
-    for each parameter, without headers; dense: the same of a float32 all-reduce. seconds: of a round, and in it those
-    spent in encoders, in decoders and in waiting.
+    sent, received: bytes, headers of 24 a message with them; a message that goes to all counts once where it is sent,
+    also where n - 1 copies leave. bits: received, for each parameter, without headers; dense: the same of a float32
+    all-reduce. seconds: of a round, and in it those spent in encoders, in decoders and in waiting; of all workers
+    hosted here together.
     """
 
     rounds: int
@@ -106,20 +125,26 @@ class DiLoCo:
     require gradients are synchronised, as one float32 vector a fragment (float64 where a parameter is); one without a
     gradient has not moved. The others must be the same everywhere. Means and variances of BatchNorm are averaged, in
     float32 and without outer step, with the first fragment; no other buffer is.
-    compressor: of what has been moved, Identity unless given, or a `LowRank`. down, pattern: as of
-    `compress.allreduce.AllReduce`.
-    error_feedback: remember what messages leave out; `decay` of it is kept from round to round. 1, the default, loses
-    nothing; SparseLoCo has 0.95, in the place of an outer momentum. ahead: a round sets models to x - e_i, not to x, so
-    that a worker goes on with all it has learned (Xu, Huo, Huang, "Step-ahead error feedback for distributed training
-    with compressed gradient", AAAI 2021). x is the same everywhere, and what models hold inside of `averaged`.
+    compressor: of what has been moved, Identity unless given; a `compress.LowRank` is told the shapes. down, pattern:
+    as of `compress.allreduce.AllReduce`.
+    error_feedback: remember what messages leave out; `decay` of it is kept from round to round, and 1 loses nothing.
     period: inner steps between two rounds. lr, momentum, nesterov: of the outer SGD; `lr` may be set between rounds, on
-    all workers. fragments: the parameters are cut in so many parts, by whole tensors, in their order, and part p of P
-    has its rounds p period // P steps before the others' (Streaming DiLoCo): messages are smaller and more frequent.
+    all workers. The defaults are DiLoCo's, for dense messages and those of 2 bits or more. Where few coordinates
+    travel, momentum must be 0, with lr of 1 or less (note F); `LowRank`, which tells most of a move, bears 0.4 at lr 1.
+    ahead: in [0, 1]. A round sets models to x - ahead lr e_i, not to x, so that a worker goes on with what it has
+    learned and not yet told; x is the same everywhere, and what models hold inside of `averaged`. For workers whose
+    data are alike: others stay near their own optima, as the second half of the method, to average the errors now and
+    then, is left out (Xu, Huo, Huang, "Step-ahead error feedback for distributed training with compressed gradient",
+    AAAI 2021; with local steps Redie, Arablouei, Werner, "SA-PEF", arXiv 2601.20738, where a fraction does best). What
+    is untold at the end is lost.
+    fragments: the parameters are cut in so many parts, by whole tensors, in their order, and part p of P has its rounds
+    p period // P steps before the others' (Streaming DiLoCo): messages are smaller and more frequent.
     min_size: tensors of fewer elements, and vectors, travel in float32; 0: none do (note B). seed: of what is random.
     group: a torch.distributed process group, the default one unless given, or a Communicator.
 
     Making one is collective: configurations are compared and the parameters of worker 0 go to all, or those of whoever
-    has gone furthest, as by `regroup`. `step` is called after each inner step, on every worker equally often. With one
+    has gone furthest, as by `regroup`. An earlier one of the same model refuses rounds from then on, and so does one
+    whose model's tensors were replaced. `step` is called after each inner step, on every worker equally often. With one
     worker nothing travels and nothing is compressed: it is the outer optimizer alone.
 
     Raises TypeError or ValueError for other parameters, and for a model without parameters to train, on several devices
@@ -127,8 +152,9 @@ class DiLoCo:
     differ, with what differs.
 
     Douillard et al., "DiLoCo: Distributed Low-Communication Training of Language Models", arXiv 2311.08105; Douillard
-    et al., "Streaming DiLoCo with overlapping communication", 2501.18512, without the overlap. With ChunkTopK(),
-    momentum=0 and decay=0.95 it is SparseLoCo (Sarfi et al., 2508.15706).
+    et al., "Streaming DiLoCo with overlapping communication", 2501.18512, without the overlap. With ChunkTopK(), lr=1,
+    momentum=0, decay=0.95 and pattern="gather" it is SparseLoCo (Sarfi et al., 2508.15706): by "two-shot" the mean is
+    made sparse as well.
 
     Two workers in one process; with a process group it is the same with one model:
 
@@ -155,14 +181,14 @@ class DiLoCo:
     def __init__(
         self,
         model: nn.Module | Sequence[nn.Module],
-        compressor: Compressor | LowRank | None = None,
+        compressor: Compressor | None = None,
         period: int = 30,
         lr: float = 0.7,
         momentum: float = 0.9,
         nesterov: bool = True,
         error_feedback: bool = True,
         decay: float = 1.0,
-        ahead: bool = False,
+        ahead: float = 0.0,
         down: Compressor | None = None,
         pattern: str = "auto",
         fragments: int = 1,
@@ -173,91 +199,123 @@ class DiLoCo:
         compressor = Identity() if compressor is None else compressor
         lossless = isinstance(compressor, Identity) and (down is None or isinstance(down, Identity))
         memory = "error" if error_feedback and not lossless else "none"
-        for needed, why in (
-            (isinstance(compressor, LowRank), "LowRank takes whole matrices, and slices have none"),
-            (ahead, "ahead of the mean is what a worker's own message has left out, and slices have more"),
+        self.ahead, shaped = finite_number(ahead, "ahead"), hasattr(compressor, "shapes")
+        if not 0 <= self.ahead <= 1:
+            raise ValueError(f"DiLoCo: ahead must be in [0, 1], got {ahead}")
+        if self.ahead and memory == "none":
+            raise ValueError("DiLoCo: ahead is by what messages leave out, and nothing of it is remembered")
+        if down is not None and pattern == "gather":
+            raise ValueError("DiLoCo: down is of averaged slices, and there are none with pattern='gather'")
+        for whole, why in (
+            (shaped, "the shapes of a compressor are those of whole tensors, and slices have none"),
+            (self.ahead, "ahead of the mean is what a worker's own message has left out, and slices have more"),
         ):
-            if needed and (pattern == "two-shot" or down is not None):
+            if whole and (pattern == "two-shot" or down is not None):
                 raise ValueError(f"DiLoCo: {why}: pattern='gather', no down")
-        whole = ahead or isinstance(compressor, LowRank)
+        if shaped or self.ahead:
+            down, pattern = Identity(), "gather"
         self.period, self.min_size = positive_int(period, "period"), positive_int(min_size, "min_size", 0)
         fragments = positive_int(fragments, "fragments", 1, self.period)
-        self.lr, self.momentum = finite_number(lr, "lr"), finite_number(momentum, "momentum")
-        self.nesterov = bool(nesterov)
-        if self.lr <= 0:
-            raise ValueError(f"DiLoCo: lr must be positive, got {lr}")
+        self.lr, self.momentum, self.nesterov = lr, finite_number(momentum, "momentum"), bool(nesterov)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"DiLoCo: momentum must be in [0, 1), got {momentum}")
         self.steps, self.rounds, self._key, self._new = 0, 0, Key(seed), True
-        self._spent = Spent()
-        self._totals = dict.fromkeys(("rounds", "sent", "received", "bits", "dense", "moved", "seconds"), 0)
-        models = list(model) if isinstance(model, (list, tuple)) else [model]
-        self._fragments, self._parts = _cut(models, fragments, self.min_size, self.period), fragments
+        self._totals = dict.fromkeys(("rounds", "sent", "received", "bits", "dense", "moved"), 0)
+        self._totals |= dict.fromkeys(("seconds", "encode", "decode", "wait"), 0.0)
+        self._models = list(model) if isinstance(model, (list, tuple)) else [model]
+        self._fragments, self._parts = _cut(self._models, fragments, self.min_size, self.period), fragments
         self._exact, self._options = AllReduce(Identity()), {"compressor": repr(compressor), "down": repr(down)}
         self._options |= {"pattern": pattern, "error_feedback": memory == "error", "decay": float(decay)}
-        self._options |= {"ahead": bool(ahead)}
+        self._options |= {"ahead": self.ahead}
         for fragment in self._fragments:
-            coder = compressor.of(fragment.shapes) if isinstance(compressor, LowRank) else compressor
-            fragment.reduce = AllReduce(coder, *((Identity(), "gather") if whole else (down, pattern)), memory, decay)
-            fragment.ahead = bool(ahead)
+            free = shaped and compressor.shapes is None
+            coder = replace(compressor, shapes=fragment.shapes) if free else compressor
+            fragment.reduce = AllReduce(coder, down, pattern, memory, decay)
+        self.comm = None
+        self._start()
+        self.regroup(group)
+        for each in self._models:
+            _LAST[each] = ref(self)
+
+    @_on_device
+    def _start(self):
+        for fragment in self._fragments:
             start = fragment.vector(0)
             momentum = _zeros(start[: fragment.parameters]) if self.momentum else None
             fragment.state = FragmentState(start, momentum, AllReduceState())
-        self.comm = None
-        self.regroup(group)
+
+    @property
+    def lr(self) -> float:
+        """The outer step size."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr):
+        if finite_number(lr, "lr") <= 0:
+            raise ValueError(f"DiLoCo: lr must be positive, got {lr}")
+        self._lr = float(lr)
 
     # Training
 
-    @torch.no_grad()
+    @_on_device
     def step(self) -> bool:
         """Count an inner step, and do the round of the fragment that is due; whether there was one. Collective then.
 
         Raises compress.allreduce.Refused, a RuntimeError, on every worker, and nothing has changed but the count, where
         a worker has NaN or Inf, with the parameter's name: `restore` takes its model back to the global parameters, and
-        the next round is `period` steps later. RuntimeError on every worker too where configurations, rounds or global
-        parameters differ, with what differs. What torch raises where a worker is gone: see `regroup`.
+        the next round is `period` steps later. Refused too where tensors of a model are no longer those that they were,
+        or a newer DiLoCo has it. RuntimeError on every worker where configurations, rounds or global parameters differ,
+        with what differs, and where the outer step leaves the range of a tensor's type. What torch raises where a
+        worker is gone: see `regroup`.
         """
         self.steps += 1
-        due = [fragment for fragment in self._fragments if (self.steps + fragment.lead) % self.period == 0]
-        for fragment in due:
-            self._round(fragment)
-        return bool(due)
+        for fragment in self._fragments:
+            if (self.steps + fragment.lead) % self.period == 0:
+                self._round(fragment)
+                return True  # leads differ
+        return False
 
-    @torch.no_grad()
+    @_on_device
     def synchronise(self) -> None:
-        """A round of every fragment now, as at the end of training. Collective; raises as `step`."""
+        """A round of every fragment now, as at the end of training. Collective; raises as `step`, but fragments before
+        the one that is refused have had their rounds."""
         for fragment in self._fragments:
             self._round(fragment)
 
-    @torch.no_grad()
+    @_on_device
     def restore(self) -> None:
         """Set the model to what the last round had set it to: what it has learned since is gone. The state of the inner
         optimizer, which may hold NaN as well, is the caller's. Not collective."""
         for fragment in self._fragments:
-            fragment.write(fragment.ahead)
+            fragment.write()
 
     @contextmanager
     def averaged(self):
         """The model with the global parameters, to evaluate or to save it, and then as it was. Not collective."""
-        with torch.no_grad():
-            kept = [[tensor.clone() for tensor in tensors] for f in self._fragments for tensors in f.tensors]
-            for fragment in self._fragments:
-                fragment.write(False)
+        tensors = [tensor.detach() for f in self._fragments for each in f.tensors for tensor in each]
+        kept = [tensor.clone() for tensor in tensors]
+        self._show()
         try:
             yield
         finally:
-            with torch.no_grad():
-                for tensors, before in zip((t for f in self._fragments for t in f.tensors), kept, strict=True):
-                    for tensor, value in zip(tensors, before, strict=True):
-                        tensor.copy_(value)
+            for tensor, value in zip(tensors, kept, strict=True):
+                tensor.copy_(value)
+
+    @_on_device
+    def _show(self):
+        for fragment in self._fragments:
+            fragment.write(ahead=False)
 
     def _round(self, fragment):
-        began, n, before = perf_counter(), self.comm.n, replace(self.comm.ledger)
-        rows = fragment.moved()
-        self._agree(fragment, [fragment.refusal(row) for row in rows])
-        mean, memory = self._mean(fragment, rows, self._key.at(self.rounds))
+        began, n, before, spent = perf_counter(), self.comm.n, replace(self.comm.ledger), Spent()
+        rows, refusals = [], [self._replaced(fragment, i) for i in range(len(self._models))]
+        if not any(refusals):
+            rows = fragment.moved()
+            refusals = [fragment.refusal(row) for row in rows]
+        self._agree(fragment, refusals)
+        mean, memory = self._mean(fragment, rows, self._key.at(self.rounds), spent)
         fragment.state = self._outer(fragment, mean, memory)
-        fragment.write(fragment.ahead)
+        fragment.write()
         self.rounds += 1
         after = self.comm.ledger
         for name, amount in {
@@ -268,10 +326,17 @@ class DiLoCo:
             "dense": self._exact.received_bits(n, fragment.size),
             "moved": fragment.size,
             "seconds": perf_counter() - began,
+            **vars(spent),
         }.items():
             self._totals[name] += amount
 
-    def _mean(self, fragment, rows, key):
+    def _replaced(self, fragment, i) -> str:
+        """Why model i is not what it was when this was made; empty where it is."""
+        if _LAST.get(self._models[i], ref(self))() is not self:
+            return "a newer DiLoCo has the model"
+        return fragment.replaced(i, self._models[i])
+
+    def _mean(self, fragment, rows, key, spent):
         """The mean of the workers' rows, and what is remembered after it."""
         cut, memory, mean = fragment.compressed, fragment.state.memory, rows[0].copy()
         if self.comm.n == 1:
@@ -280,15 +345,15 @@ class DiLoCo:
             return mean, fragment.reduce.init(self.comm, like=mean[:cut])
         if cut:
             parts = [row[:cut] for row in rows]
-            _, memory = fragment.reduce.mean(self.comm, memory, parts, key, mean[:cut], self._spent)
+            _, memory = fragment.reduce.mean(self.comm, memory, parts, key, mean[:cut], spent)
         if cut < fragment.size:
             parts = [row[cut:] for row in rows]
-            self._exact.mean(self.comm, AllReduceState(), parts, key, mean[cut:], self._spent)
+            self._exact.mean(self.comm, AllReduceState(), parts, key, mean[cut:], spent)
         return mean, memory
 
     def _outer(self, fragment, mean, memory) -> FragmentState:
         """The state after the outer step. Without fma, and in one order: the same bits wherever it is done."""
-        cut, (start, momentum, _) = fragment.parameters, fragment.state
+        cut, (start, momentum, *_) = fragment.parameters, fragment.state
         start, g = start.copy(), mean[:cut]
         x = start[:cut]
         if self.momentum:
@@ -302,11 +367,9 @@ class DiLoCo:
             add_or_store(g, x, -self.lr, True)
         kernels.negate(mean[cut:])
         start[cut:] = mean[cut:]
-        try:
-            check_finite(start)
-        except ValueError:
-            raise RuntimeError(f"DiLoCo: the outer step leaves the range of {start.dtype}: lr = {self.lr}") from None
-        return FragmentState(start, momentum, memory)
+        if beyond := fragment.beyond(start):
+            raise RuntimeError(f"DiLoCo: the outer step takes {beyond}: lr = {self.lr}")
+        return FragmentState(start, momentum, memory, self.ahead * self.lr)
 
     # Agreement
 
@@ -330,11 +393,10 @@ class DiLoCo:
         start = fragment.state.start
         mine = self._settings() | {
             "rounds": self.rounds,
-            "fragment": self._fragments.index(fragment),
             "sum of |x| of the global parameters": float(kernels.of(start).sum_abs(start)),
         }
         head = struct.pack("<I", _checksum(mine))
-        heard = self._hear([head + refusal.encode() for refusal in refusals])
+        heard = self._hear(b"r", [head + refusal.encode() for refusal in refusals])
         if refused := {i: text[4:].decode() for i, text in enumerate(heard) if text[4:]}:
             reasons = "; ".join(f"worker {i}: {reason}" for i, reason in refused.items())
             raise Refused(f"DiLoCo: round {self.rounds} is refused, {reasons}")
@@ -343,49 +405,54 @@ class DiLoCo:
     def _same(self, sums: list, mine: dict, comm=None) -> None:
         """RuntimeError, on all and with what differs, unless the checksums of all workers are one."""
         if len(set(sums)) > 1:
-            heard = self._hear([json.dumps(mine).encode()] * len(self._fragments[0].tensors), comm)
+            heard = self._hear(b"s", [json.dumps(mine).encode()] * len(self._models), comm)
             raise RuntimeError(f"DiLoCo: workers differ: {_difference([json.loads(text) for text in heard])}")
 
-    def _hear(self, texts: list[bytes], comm=None) -> list[bytes]:
-        """Those of all workers, from those of the workers hosted here."""
+    def _hear(self, does: bytes, texts: list[bytes], comm=None) -> list[bytes]:
+        """Those of all workers, from those of the workers hosted here. RuntimeError where not all do this."""
         if (comm or self.comm).n == 1:
             return texts
-        messages = [_message(np.frombuffer(text, np.uint8)) for text in texts]
+        messages = [_message(np.frombuffer(does + text, np.uint8)) for text in texts]
         heard = (comm or self.comm).allgather(messages)
-        return [kernels.host(kernels.taken(message.payload)).tobytes() for message in heard]
+        heard = [kernels.host(kernels.taken(message.payload)).tobytes() for message in heard]
+        if len({text[:1] for text in heard}) > 1:
+            said = (f"worker {i} {_DOES.get(text[:1], 'does something else')}" for i, text in enumerate(heard))
+            raise RuntimeError(f"DiLoCo: workers take different steps: {', '.join(said)}")
+        return [text[1:] for text in heard]
 
     # The group
 
-    @torch.no_grad()
+    @_on_device
     def regroup(self, group=None) -> None:
         """Go on with the workers of another group: after some have left, to let some in, or both.
 
         group: as of the class; all its members call it, after the same inner steps, or make a new DiLoCo with it. Who
-        is new, or has missed a round, is sent the global parameters and the outer momentum, in full, by the first of
-        those who have done the most rounds: its model is set to them, and it starts without errors. The others keep
-        their models and their errors. `steps` becomes that of the sender everywhere. What a worker that left had
-        still to say is lost with it.
+        is new, has missed a round, or has done as many apart, is sent the global parameters and the outer momentum, in
+        full, by the first of those who have done the most rounds: its model is set to them, and it starts without
+        errors. Whoever has the sender's global parameters and momentum keeps model and errors. `steps` becomes that of
+        the sender everywhere. What a worker that left had still to say is lost with it.
 
         A worker that dies ends the round of the others with torch's error, after the group's timeout at most, and
         nothing has changed. Survivors go on in a new group, for which torch.distributed.new_group(ranks,
         use_local_synchronization=True) does not ask the dead, or in a new world: destroy_process_group() and
         init_process_group(...) with another store. A process that was started anew can join that one only.
 
-        Raises as the class, and then nothing has changed.
+        Raises as the class, and RuntimeError where another worker does a round meanwhile; then nothing has changed.
         """
         comm = group if isinstance(group, Communicator) else Distributed(group)
-        models = len(self._fragments[0].tensors)
+        models = len(self._models)
         if len(comm.workers) != models:
             raise ValueError(f"DiLoCo: {models} models, of {len(comm.workers)} workers hosted here")
-        if self.comm is not None:
-            comm.ledger = self.comm.ledger
         mine = self._settings()
-        packed = _MEMBER.pack(_checksum(mine), self.rounds, self.steps, self._new)
-        members = [_MEMBER.unpack(text) for text in self._hear([packed] * models, comm)]
+        has = 0
+        for fragment in self._fragments:
+            has = fragment.checksum(has)
+        packed = _MEMBER.pack(_checksum(mine), self.rounds, self.steps, self._new, has)
+        members = [_MEMBER.unpack(text) for text in self._hear(b"g", [packed] * models, comm)]
         self._same([member[0] for member in members], mine, comm)
         first = max(range(comm.n), key=lambda i: (not members[i][3], members[i][1], -i))
-        rounds, steps = members[first][1:3]
-        behind = {i for i in range(comm.n) if members[i][3] or members[i][1] < rounds}
+        _, rounds, steps, _, theirs = members[first]
+        behind = {i for i, (_, done, _, new, has) in enumerate(members) if new or done < rounds or has != theirs}
         here = comm.workers[0] in behind
         states = [fragment.state for fragment in self._fragments]
         if behind - {first}:
@@ -445,10 +512,10 @@ class DiLoCo:
             workers=self.comm.n,
             bits=totals["bits"] / moved,
             dense=totals["dense"] / moved,
-            **{name: totals[name] / rounds for name in ("sent", "received", "seconds")},
-            **{name: seconds / rounds for name, seconds in vars(self._spent).items()},
+            **{name: totals[name] / rounds for name in ("sent", "received", "seconds", "encode", "decode", "wait")},
         )
 
+    @_on_device
     def state_dict(self) -> dict:
         """Everything that a later round depends on, but for the models: numbers, strings and tensors, for torch.save,
         and torch.load with weights_only=True. It is this worker's own: each saves one, with its model and its inner
@@ -462,9 +529,11 @@ class DiLoCo:
             "fragments": [fragment.saved() for fragment in self._fragments],
         }
 
+    @_on_device
     def load_state_dict(self, state: dict, errors: bool = True) -> None:
-        """Go on from there, to the same bits where the model and the inner optimizer do as well. Every worker loads
-        its own, or all the same one with errors=False; the model is not touched, `restore` sets it.
+        """Go on from there, to the same bits where the model and the inner optimizer do as well, and seed, period, lr,
+        momentum, nesterov and decay are the same: these are the constructor's. Every worker loads its own, or all the
+        same one with errors=False; the model is not touched, `restore` sets it.
 
         errors: with what messages had left out. That is of one worker among so many and of one way to compress; global
         parameters and momentum are not, so that errors=False takes the state of any worker of any group, and what was
@@ -502,7 +571,6 @@ class _Fragment:
     statistics, which are no parameters."""
 
     reduce: AllReduce
-    ahead: bool
     state: FragmentState
 
     def __init__(self, lead: int, groups: list[list[tuple[str, list[torch.Tensor]]]]):
@@ -511,8 +579,9 @@ class _Fragment:
         self.tensors = list(zip(*(tensors for _, tensors in entries), strict=True))  # of each model
         self.sizes = [tensor.numel() for tensor in self.tensors[0]]
         ends = [sum(tensors[0].numel() for _, tensors in group) for group in groups]
-        self.shapes = [tensors[0].shape for _, tensors in groups[0]]
+        self.shapes = tuple(tuple(tensors[0].shape) for _, tensors in groups[0])
         self.compressed, self.parameters, self.size = ends[0], ends[0] + ends[1], sum(ends)
+        self._kinds = [(tensor.dtype, tensor.device) for tensor in self.tensors[0]]
         dtypes = {tensor.dtype for tensor in self.tensors[0]}
         self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.narrow = dtypes != {self.dtype}
@@ -521,12 +590,12 @@ class _Fragment:
         """What model i has."""
         return _array(torch.cat([tensor.detach().reshape(-1).to(self.dtype) for tensor in self.tensors[i]]))
 
-    def pieces(self, i: int, ahead: bool) -> list[torch.Tensor]:
+    def pieces(self, i: int, ahead: bool = True) -> list[torch.Tensor]:
         """The global parameters, or what model i is ahead of them, in the shapes and types that it has them in."""
-        start, memory = self.state.start, self.state.memory
-        if ahead and memory.up:
+        start, _, memory, shift = self.state
+        if ahead and shift:
             start = start.copy()
-            add_or_store(memory.up[i], start[: self.compressed], -1.0, True)
+            add_or_store(memory.up[i], start[: self.compressed], -shift, True)
         parts = kernels.given(start, self.tensors[i][0]).split(self.sizes)
         return [part.view_as(each).to(each.dtype) for part, each in zip(parts, self.tensors[i], strict=True)]
 
@@ -535,19 +604,41 @@ class _Fragment:
         rows = []
         for i in range(len(self.tensors)):
             start, row = self.state.start, self.vector(i)
-            if self.narrow or self.ahead:
-                pieces = self.pieces(i, self.ahead)
-                start = _array(torch.cat([piece.reshape(-1).to(self.dtype) for piece in pieces]))
+            if self.narrow or self.state.shift:
+                start = _array(torch.cat([piece.reshape(-1).to(self.dtype) for piece in self.pieces(i)]))
             kernels.negate(row)
             add_or_store(start[: self.parameters], row[: self.parameters], 1.0, True)
             rows.append(row)
         return rows
 
-    def write(self, ahead: bool) -> None:
-        """Set the models to the global parameters, or ahead of them."""
+    def write(self, ahead: bool = True) -> None:
+        """Set the models to the global parameters, or ahead of them as far as they go."""
         for i, tensors in enumerate(self.tensors):
             for tensor, piece in zip(tensors, self.pieces(i, ahead), strict=True):
                 tensor.detach().copy_(piece)
+
+    def replaced(self, i: int, model) -> str:
+        """What is no longer the tensor that it was in a model, and what to do; empty where all are."""
+        now = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        for name, tensor, kind in zip(self.names, self.tensors[i], self._kinds, strict=True):
+            if now.get(name) is not tensor or (tensor.dtype, tensor.device) != kind:
+                return f"{name} is not the tensor it was: after to() or load_state_dict(assign=True) make a new DiLoCo"
+        return ""
+
+    def beyond(self, start) -> str:
+        """What is out of the range of a tensor's type, and that; empty where nothing is."""
+        at = 0
+        for name, size, (dtype, _) in zip(self.names, self.sizes, self._kinds, strict=True):
+            if not kernels.of(start).max_abs(start[at : at + size]) <= torch.finfo(dtype).max:
+                return f"{name} out of the range of {dtype}".replace("torch.", "")
+            at += size
+        return ""
+
+    def checksum(self, value: int) -> int:
+        """Of the global parameters and the momentum, after others of this value."""
+        for vector in self.state[:2]:
+            value = value if vector is None else zlib.crc32(kernels.host(vector), value)
+        return value
 
     def refusal(self, row) -> str:
         """Why a row cannot be sent, with the tensor's name; empty where it can."""
@@ -567,9 +658,10 @@ class _Fragment:
         ]
 
     def saved(self) -> dict:
-        start, momentum, memory = self.state
+        start, momentum, memory, shift = self.state
         like = self.tensors[0][0]
         return {
+            "shift": shift,
             "start": kernels.given(start, like),
             "momentum": None if momentum is None else kernels.given(momentum, like),
             "up": [kernels.given(error, like) for error in memory.up],
@@ -578,7 +670,7 @@ class _Fragment:
 
     def loaded(self, saved: dict, errors: bool) -> FragmentState:
         """The state that was saved; with the errors that are here, forgotten, unless they are wanted."""
-        start, momentum, memory = self.state
+        start, momentum, memory, _ = self.state
 
         def taken(tensor, like):
             if tuple(tensor.shape) != (like.size,) or tensor.dtype != self.dtype:
@@ -592,7 +684,8 @@ class _Fragment:
             up = tuple(taken(*pair) for pair in zip(saved["up"], up, strict=True))
             down = tuple(taken(*pair) for pair in zip(saved["down"], down, strict=True))
         momentum = None if momentum is None else taken(saved["momentum"], momentum)
-        return FragmentState(taken(saved["start"], start), momentum, memory._replace(up=up, down=down))
+        memory = memory._replace(up=up, down=down)
+        return FragmentState(taken(saved["start"], start), momentum, memory, float(saved["shift"]))
 
 
 def _cut(models, count: int, min_size: int, period: int) -> list[_Fragment]:
@@ -606,6 +699,9 @@ def _cut(models, count: int, min_size: int, period: int) -> list[_Fragment]:
         shapes = [[(name, tensor.shape, tensor.dtype) for name, tensor in each.items()] for each in named]
         if any(each != shapes[0] for each in shapes):
             raise ValueError("DiLoCo: the models differ in their parameters")
+    every = [id(tensor) for each in kinds[0] for tensor in each.values()]
+    if len(set(every)) < len(every):
+        raise ValueError("DiLoCo: models share parameters")
     parameters, statistics = (
         [(name, [each[name] for each in named]) for name in named[0]] if named else [] for named in kinds
     )
