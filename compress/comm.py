@@ -24,7 +24,7 @@ from . import kernels
 from .compressor import Message, positive_int
 
 # What a message needs beside its payload where nothing is agreed: its bits, its size and its dtype, 8 bytes each. The
-# ledger counts so many on every engine; `compress.torch.Distributed` sends more, and counts in `received` what they are.
+# ledger counts that on every engine; `compress.torch.Distributed` sends more, and has in `received` what came.
 HEADER = 24
 
 
