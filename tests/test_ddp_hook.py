@@ -51,9 +51,9 @@ def launch(jobs, folder, ranks=2, seconds=200):
 @pytest.mark.parametrize(
     ("jobs", "ranks"),
     [
-        ("trains,exact,nothing_is_lost", 2),
-        ("refuses,misused,switches,goes_on,sharded", 2),
-        ("nothing_is_lost,group_of_some", 3),
+        ("trains,exact", 2),
+        ("refuses,misused,switches,several_tasks,goes_on,power,sharded", 2),
+        ("nothing_is_lost,group_of_some,replicated", 4),
     ],
 )
 def test_on_several_ranks(jobs, ranks, tmp_path):

@@ -5,9 +5,14 @@ Design note
 A. The reduce-scatter of a module's gradients is the first half of a "two-shot" (`AllReduce.reduce_scatter`): a rank is
    sent its shard of every other rank's gradient, compressed. Parameters are gathered by FSDP, as they are.
 B. A module's gradients come as one vector, matrices and biases together, padded so that shards are of one length, and
-   travel as one. Its error is as long: memory of the whole model on every rank.
+   travel as one. Its error is as long: memory of the whole model on every rank. Parameters without a gradient are left
+   out, and what is left may be as long without some as without others: such a vector travels dense, and the error stays
+   for the next that is whole.
 C. Calls are in the order of backward on every rank, in FSDP's own thread and process group. Steps end as DDPHook's do;
-   that FSDP must not see a failure holds here as well.
+   that FSDP must not see a failure holds here as well. It goes on in the same group, in which a rank that has failed by
+   itself says nothing more: what is raised in the end may be torch's timeout, and the log says why.
+D. On a hybrid mesh (HSDP) FSDP averages shards over replicas when they have been averaged over a group. Before a step
+   counts, replicas tell each other whether it does: a refusal is one on the whole mesh.
 """
 
 from __future__ import annotations
@@ -21,11 +26,12 @@ import torch.distributed as dist
 from ..allreduce import AllReduce, Refused
 from ..compressor import Compressor
 from .comm import Distributed
-from .hook import Hook, Report, _array, _finite, same_stream
+from .hook import _SHARED, Hook, Report, _array, _finite, same_stream
 
 try:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
+    from torch.distributed.tensor import DTensor
 except ImportError:
     FSDPModule, ReduceScatter = None, object
 _reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)  # its new name
@@ -39,7 +45,8 @@ class FSDPHook(Hook):
 
     Errors take as much memory as the gradients of the whole model, in float32, on every rank: FSDP shards the rest.
     With error_feedback=False there are none; take an unbiased compressor then. Across replicas of a hybrid mesh (HSDP)
-    gradients are averaged as they are. backward() raises as with `DDPHook`; a refusal names the module.
+    gradients are averaged as they are. backward() raises as with `DDPHook`, on all ranks of the mesh. A refusal names
+    parameters; where some of a module have no gradient, it names the module, and its gradients travel dense.
 
     TypeError or ValueError for other parameters.
 
@@ -72,12 +79,17 @@ class FSDPHook(Hook):
     ):
         reduce = AllReduce(compressor, None, "two-shot", "error" if error_feedback else "none", decay)
         super().__init__(reduce, warmup_steps, min_size, dense, nonfinite, seed, None)
-        self._modules, self._model, self._task = {}, None, None
+
+    def _clear(self):
+        super()._clear()
+        self._layouts, self._model, self._task = {}, None, None
 
     def register(self, model) -> None:
         """Take over the reduce-scatters of all sharded modules of a model, before its first backward.
 
-        Raises TypeError where fully_shard has not been called on `model`, RuntimeError where the hook has a model.
+        Raises TypeError where fully_shard has not been called on `model`, and for parameters of a dtype that is none of
+        `DDPHook`; RuntimeError where the hook has a model; ValueError where parameters are sharded over several groups
+        of ranks, or in more than one way, as by tensor parallelism.
         """
         if FSDPModule is None or not hasattr(FSDPModule, "set_custom_reduce_scatter"):
             raise RuntimeError("FSDPHook: this version of torch has no FSDPModule.set_custom_reduce_scatter")
@@ -85,20 +97,58 @@ class FSDPHook(Hook):
             raise TypeError(f"FSDPHook: model must be sharded by fully_shard, got {type(model).__name__}")
         if self.comm is not None:
             raise RuntimeError("FSDPHook: this hook has a model already, make one for each")
-        sharded = {name: module for name, module in model.named_modules() if isinstance(module, FSDPModule)}
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad and _shards(p)}
-        groups = {_shards(p) for p in self._parameters.values()}
+        names = {id(p): name for name, p in model.named_parameters()}
+        layouts, modules, parameters = {}, {}, {}
+        for where, module in model.named_modules():
+            for group in _parameter_groups(module):
+                if group not in modules:  # several modules may share one
+                    name = where or "the root module"
+                    modules[group], layouts[name] = (name, module), {}
+                    for each in group.fsdp_params:
+                        if (p := each.sharded_param).requires_grad:
+                            layouts[name][names[id(p)]] = each.padded_sharded_param_size.numel()
+                            parameters[names[id(p)]] = p
+        groups = {_groups(name, p) for name, p in parameters.items()}
         if len(groups) != 1:
             raise ValueError(f"FSDPHook: parameters are sharded over {len(groups)} groups of ranks, it takes one")
-        self.comm, self._model = Distributed(groups.pop()), weakref.ref(model)
-        for name, module in sharded.items():
-            module.set_custom_reduce_scatter(_Compressed(self, name or "the root module"))
+        self._named(parameters)
+        ((shards, *self._replicas),) = groups
+        self.comm, self._model, self._layouts = Distributed(shards), weakref.ref(model), layouts
+        for name, module in modules.values():
+            module.set_custom_reduce_scatter(_Compressed(self, name))
 
     def report(self) -> Report:
         """What reduce-scatters have received, and how long they took. RuntimeError before `register`."""
         self._registered()
-        n, large = self.comm.n, sum(size for size in self._modules.values() if size >= self.min_size)
-        return self._report(compressed=large, dense_bits=32 * (n - 1) / n)
+        large = [name for module, layout in self._layouts.items() if self._is_large(module) for name in layout]
+        n, compressed = self.comm.n, sum(self._parameters[name].numel() for name in large)
+        return self._report(compressed=compressed, dense_bits=32 * (n - 1) / n)
+
+    def _length(self, module) -> int:
+        """Of the vector of a module, all of whose parameters have a gradient."""
+        return self.comm.n * sum(self._layouts[module].values())
+
+    def _is_large(self, module) -> bool:
+        return self._length(module) >= self.min_size
+
+    def _settle(self, step):
+        for group in self._replicas:
+            try:
+                failed = torch.tensor([float(step.failure is not None)], device=self._device)
+                dist.all_reduce(failed, dist.ReduceOp.MAX, group=group)
+                if failed.item():
+                    everyone = [None] * dist.get_world_size(group)
+                    here = step.failure and (isinstance(step.failure, _SHARED), str(step.failure))
+                    dist.all_gather_object(everyone, here, group=group)
+                    all_know, why = min(told for told in everyone if told)
+                    if step.failure is None:
+                        self._fail(step, (Refused if all_know else RuntimeError)(why))
+            except Exception as error:
+                self._fail(step, step.failure or error)
+
+    @property
+    def _device(self):
+        return next(iter(self._parameters.values())).device
 
     def _keep(self, step):
         self._groups, self._states = [], self._states | step.states  # a module may have had no gradient this time
@@ -110,52 +160,58 @@ class FSDPHook(Hook):
             if isinstance(module, FSDPModule):
                 module.reshard()
         for p in model.parameters():
-            if _shards(p) and p.grad is not None:
+            if isinstance(p, DTensor) and p.grad is not None:
                 p.grad.to_local().fill_(value)
 
-    def _scatter(self, name, output, vector, group, op) -> None:
+    def _scatter(self, name, output, vector, op) -> None:
         """This rank's shard of the mean, or of the sum, of the ranks' vectors of a module."""
         task = torch._C._current_graph_task_id()
-        if self._now is None or self._task != task:
+        if self._now is None or (self._task != task and name in self._now.modules):  # one before has been broken off
             self._task = task
-            self._begin()
+            self._ends(self._begin())
         step = self._now
+        step.modules.add(name)
         try:
             if step.failure is None:
-                self._reduce(step, name, output, vector, group)
+                self._reduce(step, name, output, vector)
                 if op == dist.ReduceOp.SUM:
                     output.mul_(self.comm.n)
                 elif op != dist.ReduceOp.AVG:
                     raise ValueError("FSDPHook: a divide factor needs set_force_sum_reduction_for_comms(True)")
         except Exception as error:
-            step.failure = error
+            self._fail(step, error)
         if step.failure is not None:
             output.zero_()
 
-    def _reduce(self, step, name, output, vector, group) -> None:
-        if group != self.comm.group:
-            self.comm = Distributed(group)
+    def _reduce(self, step, name, output, vector) -> None:
         if not step.planned:
             self._plan(step)
-        self._modules[name] = vector.numel()
+        whole = vector.numel() == self._length(name)
         try:
-            if step.compressed and vector.numel() >= self.min_size:
+            if step.compressed and whole and self._is_large(name):
                 with same_stream(vector.device):
                     self._compressed(step, name, output, vector)
             else:
                 self._dense(step, output, vector)
         except Refused as refusal:
-            raise self._blame({name: vector}, refusal) from None
+            parts, layout = {name: vector}, self._layouts[name]
+            if whole:  # for each rank its shards of all parameters
+                shards = vector.view(self.comm.n, -1).split(list(layout.values()), dim=1)
+                parts = dict(zip(layout, shards, strict=True))
+            raise self._blame(parts, refusal) from refusal.__cause__
 
     def _compressed(self, step, name, output, vector) -> None:
         row = _array(vector if vector.dtype in (torch.float32, torch.float64) else vector.float())
-        names = name, str(row.size)  # without a gradient of some parameter, it is another vector
-        state = self._states.get(names)
+        names = (name,)
+        state = step.states.get(names) or self._states.get(names)
         if state is None:
-            state = self.reduce.init(self.comm, like=row)
-        key = self.key.at(self.step).fold(len(step.states))
+            state = self.reduce.init(self.comm, like=row)._replace(down=())  # nothing is said of slices
+        key = self.key.at(self.step).fold(len(step.groups))
+        for group in self._replicas:
+            key = key.fold(dist.get_rank(group))
         with self._counting(step):
             (mean,), step.states[names] = self.reduce.reduce_scatter(self.comm, state, [row], key, step.spent)
+        step.groups.append(names)
         output.copy_(torch.as_tensor(mean, device=output.device))
 
     def _dense(self, step, output, vector) -> None:
@@ -184,12 +240,21 @@ class _Compressed(ReduceScatter):
         return torch.empty(*size, dtype=dtype, device=device)
 
     def __call__(self, output_tensor, input_tensor, group, op, async_op=False):
-        self.hook._scatter(self.name, output_tensor, input_tensor, group, op)
+        self.hook._scatter(self.name, output_tensor, input_tensor, op)
 
 
-def _shards(p):
-    """The process group that a parameter is sharded over, None where it is not."""
-    for where, placement in enumerate(getattr(p, "placements", ())):
-        if placement.is_shard():
-            return p.device_mesh.get_group(where)
-    return None
+def _parameter_groups(module) -> list:
+    """Those that FSDP has made of the parameters of a module, for which it reduces and scatters."""
+    if not isinstance(module, FSDPModule):
+        return []
+    state = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)  # one, in earlier versions
+    return [state._fsdp_param_group] * bool(state._fsdp_param_group) if groups is None else groups
+
+
+def _groups(name, p) -> tuple:
+    """The process groups that a parameter is sharded over and, of a hybrid mesh, replicated over."""
+    *replicas, shards = p.placements
+    if len(replicas) > 1 or not all(each.is_replicate() for each in replicas) or not shards.is_shard():
+        raise ValueError(f"FSDPHook: {name} is placed as {p.placements}: it takes (Shard,) and (Replicate, Shard)")
+    return tuple(p.device_mesh.get_group(where) for where in reversed(range(len(p.placements))))

@@ -14,10 +14,13 @@ C. A step counts in full or not at all. States are replaced at its end; where it
 D. A rank that cannot encode says so in place of its message (`AllReduce`, note D), and a mean that is not finite is so
    everywhere: all ranks know, and tell each other what they have. What fails in another way the others may not know
    of: this rank then says nothing more, or it would answer their messages of one step with those of the next.
-E. Errors are sums of gradients, so that a dense step can take them along: nothing is lost where the hook turns dense.
+E. Errors are sums of gradients, so that a dense step can take them along: nothing is lost where the hook turns dense,
+   but for rounding: a mean in bfloat16 or float16, as gradients or by `dense`, is rounded and no error knows of it.
    What the owner of a slice has left out of the mean counts n times in its own gradient.
 F. After load_state_dict the first buckets are not yet those that the errors are of. They are held back until all are
    there, and go in the vectors that were saved: a run that goes on does so bit for bit.
+G. A step begins with the first bucket and ends with the backward in which the last one comes: with several losses, or
+   checkpoints that are reentrant, its buckets are of several graph tasks.
 """
 
 from __future__ import annotations
@@ -26,8 +29,9 @@ import logging
 import math
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
@@ -42,12 +46,15 @@ from .._gpu import device as _device
 from ..allreduce import AllReduce, AllReduceState, Refused, Spent, slices
 from ..compressor import Compressor, positive_int
 from ..key import Key
+from ..message import VERSION
 from ..power import PowerIteration
 from .comm import Distributed
 
-_LOG = logging.getLogger("compress")
-_FORMAT = 1  # of state_dict
+_LOG, _PACKAGE = logging.getLogger("compress"), import_module("..", __package__)
+_FORMAT = 2  # of state_dict
 _NONFINITE = "raise", "propagate"
+_DTYPES = torch.float32, torch.float64, torch.float16, torch.bfloat16
+_OPTIONS = "reduce", "dense", "nonfinite", "warmup_steps", "min_size", "key"
 _NAMED = 8  # gradients in a refusal
 _SETTLING, _MEASURED = 2, 5  # steps of a kind that "auto" lets pass, and then measures
 
@@ -58,9 +65,10 @@ class Report:
 
     mode: "warm-up", "compressed", "dense" where "auto" has turned compression off, or "one rank". steps: compressed
     ones. parameters: numbers in the model, of which `compressed` travel compressed. bits: received for a parameter,
-    those of the dense part among them; dense_bits: the same without compression, in float32. wire: bytes received, with
-    headers. encode, decode, wait, dense: seconds in encoders, in decoders, in waiting for compressed messages, and for
-    the dense part; most of them beside backward. dense_step, compressed_step: seconds from step to step that "auto" has
+    those of the dense part among them; dense_bits: the same without compression, in float32. wire: bytes that this rank
+    has received, with headers. encode, decode, wait, dense: seconds in encoders, in decoders, in waiting for compressed
+    messages, and for the dense part; most of them beside backward, and on a GPU, whose kernels run after they have been
+    launched, most of encode and decode in wait. dense_step, compressed_step: seconds from step to step that "auto" has
     measured.
     """
 
@@ -104,6 +112,7 @@ class _Step:
     planned: bool = False
     compressed: bool = False
     groups: list = field(default_factory=list)  # the names of parameters that came together
+    modules: set = field(default_factory=set)  # of FSDP, those that have come
     states: dict = field(default_factory=dict)  # by the names of those that went compressed
     held: list = field(default_factory=list)  # buckets that wait for the last (note F)
     owed: dict | None = None  # errors by parameter, once they were needed
@@ -124,6 +133,9 @@ class _Differ(ValueError):
     """Ranks are configured differently, and all know."""
 
 
+_SHARED = Refused, _Differ  # failures that all ranks know of
+
+
 class Hook:
     """What DDPHook and FSDPHook share: configuration, states by vector, steps that count in full or not at all."""
 
@@ -135,15 +147,34 @@ class Hook:
         self.reduce, self.dense, self.nonfinite, self.group = reduce, dense, nonfinite, group
         self.warmup_steps = positive_int(warmup_steps, "warmup_steps", 0)
         self.min_size = positive_int(min_size, "min_size", 0)
-        self.key, self.step, self.off, self.comm = Key(seed), 0, False, None
+        self.key = Key(seed)
+        self._clear()
+
+    def _clear(self) -> None:
+        """No model, and nothing done."""
+        self.step, self.off, self.comm = 0, False, None
         self._parameters, self._groups, self._states = {}, [], {}
-        self._now, self._agreed, self._resumed = None, False, False
+        self._now, self._agreed, self._resumed, self._replicas = None, False, False, ()
         self._broken = None
         self._counted, self._totals = 0, dict.fromkeys(("encode", "decode", "wait", "dense", "bits", "wire"), 0.0)
+
+    def __getstate__(self):
+        """What a copy has: the configuration, and neither model nor state, which state_dict carries over."""
+        return {name: getattr(self, name) for name in _OPTIONS}
+
+    def __setstate__(self, state):
+        vars(self).update(state, group=None)
+        self._clear()
 
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+    def _named(self, parameters) -> None:
+        """Those that the hook is for, by name; TypeError for a dtype that it does not know."""
+        if unknown := [f"{name} is {p.dtype}" for name, p in parameters.items() if p.dtype not in _DTYPES]:
+            raise TypeError(f"{self._name}: gradients of {', '.join(map(str, _DTYPES))}, {', '.join(unknown)}")
+        self._parameters = parameters
 
     def _configuration(self) -> dict:
         """What must be the same on every rank, and in a checkpoint."""
@@ -162,22 +193,29 @@ class Hook:
     # Steps
 
     def _begin(self) -> _Step:
-        """A new step, which ends when this backward does. One before it that has not come to its end is forgotten."""
-        step, engine = _Step(), Variable._execution_engine
-        try:
-            engine.queue_callback(
-                lambda: engine.queue_callback(lambda: self._end(step))
-            )  # after those queued meanwhile
-        except RuntimeError:
-            raise RuntimeError(f"{self._name}: it works within backward() alone, not for join()") from None
-        self._now = step
-        return step
+        """A new step. One before it that has not come to its end is forgotten."""
+        if torch._C._current_graph_task_id() < 0:
+            raise RuntimeError(f"{self._name}: it works within backward() alone, not for join()")
+        self._now = _Step()
+        return self._now
+
+    def _ends(self, step) -> None:
+        """Let a step end when this backward does, after what has callbacks queued until then."""
+        engine = Variable._execution_engine
+        engine.queue_callback(lambda: engine.queue_callback(lambda: self._end(step)))
+
+    def _fail(self, step, error: Exception) -> None:
+        """A step does not count. Where the others may not know why, what happens next may hide it: it is logged."""
+        step.failure = error
+        if not isinstance(error, _SHARED) and self._broken is None:
+            _LOG.error("%s: step %d has failed on this rank: %r", self._name, self.step, error)
 
     def _end(self, step) -> None:
         """Make a step count, or raise why it does not."""
         if self._now is not step:
             return
         self._now = None
+        self._settle(step)
         if step.failure is None:
             self._keep(step)
             self.step += 1
@@ -189,10 +227,13 @@ class Hook:
             self._fill(math.nan)
         else:
             self._fill(0.0)
-            if not isinstance(step.failure, (Refused, _Differ)) and self._broken is None:
+            if not isinstance(step.failure, _SHARED) and self._broken is None:
                 self._broken = f"{self._name}: step {self.step} has failed on this rank, {step.failure!r}"
                 step.failure.add_note(f"{self._name}: in step {self.step}, of which nothing has changed")
             raise step.failure
+
+    def _settle(self, step) -> None:
+        """Learn of failures that only others know of."""
 
     def _keep(self, step) -> None:
         """What a step has come to, in place of what was before."""
@@ -223,28 +264,32 @@ class Hook:
         """ValueError on every rank where they are not configured alike, or have not come equally far."""
         here = self._configuration() | {"step": self.step, "off": self.off}
         here["vectors"] = f"crc32 {zlib.crc32(repr((self._groups, list(self._states))).encode()):08x}"
-        everyone = self._everyone(here)
+        here["version"] = f"{_PACKAGE.__version__}, format {VERSION}"  # another one may have other messages
+        everyone = self._everyone(here, *self._replicas)
         for what in here:
-            if len({str(each[what]) for each in everyone}) > 1:
-                said = ", ".join(f"{each[what]} on rank {rank}" for rank, each in enumerate(everyone))
+            if len({str(each[what]) for each in everyone.values()}) > 1:
+                said = ", ".join(f"{each[what]} on rank {rank}" for rank, each in sorted(everyone.items()))
                 raise _Differ(f"{self._name}: ranks differ in {what}: {said}")
         self._agreed = True
 
-    def _everyone(self, here) -> list:
-        """An object of every rank."""
-        everyone = [None] * self.comm.n
-        dist.all_gather_object(everyone, here, group=self.comm.group)
-        return everyone
+    def _everyone(self, here, *further) -> dict:
+        """By rank, an object of each in the group; with further groups of those that they are in."""
+        found = {dist.get_rank(): here}
+        for group in (self.comm.group, *further):
+            gathered = [None] * dist.get_world_size(group)
+            dist.all_gather_object(gathered, found, group=group)
+            found = {rank: what for each in gathered for rank, what in each.items()}
+        return found
 
     def _blame(self, parts: dict, refusal: Refused) -> Refused:
         """The refusal, with whose gradients are to blame. Collective."""
-        bad = {
-            name: f"{name}: {int((~torch.isfinite(part)).sum())} NaN or Inf among {part.numel()} elements"
+        bad = [
+            f"{name}: {int((~torch.isfinite(part)).sum())} NaN or Inf among {part.numel()} elements"
             for name, part in parts.items()
             if not _finite(part)
-        }
-        everyone = self._everyone(list(bad.values()))
-        found = [f"{what}, on rank {rank}" for rank, of_rank in enumerate(everyone) for what in of_rank]
+        ]
+        everyone = self._everyone(bad)
+        found = [f"{what}, on rank {rank}" for rank, of_rank in everyone.items() for what in of_rank]
         if len(found) > _NAMED:
             found[_NAMED:] = [f"and {len(found) - _NAMED} more"]
         why = "; ".join(found) or str(refusal)
@@ -253,11 +298,10 @@ class Hook:
     @contextmanager
     def _counting(self, step):
         """Adds what compressed messages weigh to those of a step."""
-        ledger, n = self.comm.ledger, self.comm.n
-        bits, wire = ledger.bits_down, ledger.wire_down
+        comm, bits, wire = self.comm, self.comm.ledger.bits_down, self.comm.received
         yield
-        step.totals["bits"] += (ledger.bits_down - bits) / n
-        step.totals["wire"] += (ledger.wire_down - wire) / n
+        step.totals["bits"] += (comm.ledger.bits_down - bits) / comm.n
+        step.totals["wire"] += comm.received - wire
 
     # Reports and checkpoints
 
@@ -330,7 +374,7 @@ class Hook:
 
     def _registered(self) -> None:
         if self.comm is None:
-            raise RuntimeError(f"{self._name}: register the hook first")
+            raise RuntimeError(f"{self._name}: register the hook first, it has no model")
 
 
 class DDPHook(Hook):
@@ -344,14 +388,17 @@ class DDPHook(Hook):
     report()), and adds what errors hold to the next gradient. dense: dtype of what travels dense, the gradient's unless
     given; torch.bfloat16 halves it. nonfinite: what NaN or Inf in a gradient does, "raise" or "propagate" (below).
     seed: of all randomness. group: a process group for the hook alone, over the ranks of the model's; made by
-    `register` unless given.
+    `register` unless given, and destroyed by `close`.
 
-    Gradients are float32, float64, or float16 and bfloat16, which are widened. Replicas stay identical, bit for bit.
-    Errors and shifts take as much memory as the gradients that travel compressed, and twice that during a step.
+    Gradients are float32, float64, or float16 and bfloat16, which are widened. Replicas stay identical, bit for bit;
+    compressors that are not `exact` are refused. Errors are a float32 vector as long as what travels compressed
+    (float64 of such gradients), and "two-shot" has 1/n more; shifts are two. A step holds the old and the new ones.
     A tensor that no rank uses in a step (find_unused_parameters=True) keeps its gradient, as with DDP alone, and what
     the step's messages carry of its errors is lost. With one rank nothing travels and gradients pass as they are.
+    A copy of the hook, as in a copy or a pickle of the model, has its configuration alone, and no model.
 
-    backward() raises on every rank, nothing counts and gradients become zero, and the next step may go on:
+    backward() raises on every rank, nothing counts and gradients become zero, and the next step may go on. Optimizers
+    that step within backward, by hooks of parameters, may have used gradients of earlier buckets by then.
     - Refused, a RuntimeError, where a gradient holds NaN or Inf, with its name and rank. With nonfinite="propagate"
       there is no error, and all gradients become NaN on every rank: torch.amp.GradScaler then skips the step, as it
       must be able to where gradients are scaled.
@@ -393,48 +440,71 @@ class DDPHook(Hook):
         if isinstance(compressor, PowerIteration):
             if memory != "error" or down is not None:
                 raise ValueError("DDPHook: PowerIteration has error feedback and one coder for all: no shift, no down")
-            reduce = replace(compressor, decay=decay)
+            reduce, coders = replace(compressor, decay=decay), [compressor.values]
         else:
             reduce = AllReduce(compressor, down, pattern, memory, decay)
+            coders = [reduce.up_coder, reduce.down_coder]
+        if inexact := [coder for coder in coders if not coder.exact]:
+            raise ValueError(f"DDPHook: replicas would drift apart, other machines decode other bits: {inexact[0]!r}")
         super().__init__(reduce, warmup_steps, min_size, dense, nonfinite, seed, group)
-        self._measures = pattern == "auto"
+
+    def _clear(self):
+        super()._clear()
         self._times, self._verdict, self._last = {True: [], False: []}, None, None
-        self._thread, self._streams, self._room = None, {}, None
+        self._names, self._thread, self._made, self._streams, self._room = {}, None, None, {}, None
 
     def register(self, model: DistributedDataParallel) -> None:
         """Make this the communication hook of a model, before its first backward. Collective.
 
-        Raises TypeError for what is no DistributedDataParallel, RuntimeError where the model has a hook or the hook a
-        model, ValueError where an embedding makes sparse gradients or `group` is of another size than the model's.
+        Raises TypeError for what is no DistributedDataParallel, and for parameters of a dtype that is not named above;
+        RuntimeError where the model has a hook or the hook a model; ValueError where an embedding makes sparse
+        gradients, or `group` is the model's own or of other ranks; ImportError for a model on a GPU without CuPy. The
+        hook is as it was then.
         """
         if not isinstance(model, DistributedDataParallel):
             raise TypeError(f"DDPHook: model must be a DistributedDataParallel, got {type(model).__name__}")
         if self.comm is not None:
             raise RuntimeError("DDPHook: this hook has a model already, make one for each")
-        if getattr(model, "_comm_hooks", None):
-            raise RuntimeError(
-                f"DDPHook: the model has a communication hook already, {model._comm_hooks[0][0].__name__}"
-            )
         kinds = torch.nn.Embedding, torch.nn.EmbeddingBag
         if sparse := [
             name for name, module in model.module.named_modules() if isinstance(module, kinds) and module.sparse
         ]:
             raise ValueError(f"DDPHook: gradients of {', '.join(sparse)} are sparse, make them with sparse=False")
+        theirs, group = model.process_group, self.group
+        if group is not None:
+            ranks, expected = dist.get_process_group_ranks(group), dist.get_process_group_ranks(theirs)
+            if group is theirs:
+                raise ValueError("DDPHook: group is the model's own, which DDP uses meanwhile: make one for the hook")
+            if ranks != expected:
+                raise ValueError(f"DDPHook: group is of ranks {ranks}, the model's of {expected}")
         ignored = getattr(model, "parameters_to_ignore", ())
-        self._parameters = {
-            name: p for name, p in model.module.named_parameters() if p.requires_grad and name not in ignored
-        }
+        parameters = model.module.named_parameters()
+        self._named({name: p for name, p in parameters if p.requires_grad and name not in ignored})
         self._names = {id(p): name for name, p in self._parameters.items()}
-        group = self.group
-        if group is not None and dist.get_world_size(group) != model.process_group.size():
-            raise ValueError(
-                f"DDPHook: group is of {dist.get_world_size(group)} ranks, the model's of {model.process_group.size()}"
-            )
-        if group is None and model.process_group.size() > 1:
-            group = _group_like(model.process_group)
-        self.comm = Distributed(model.process_group if group is None else group)
-        self._thread = ThreadPoolExecutor(1, "DDPHook")  # ends with the hook
-        model.register_comm_hook(self, compressed_mean)
+        try:
+            if theirs.size() > 1:
+                for device in {p.device for p in self._parameters.values()}:
+                    with same_stream(device):  # needs CuPy
+                        pass
+                if group is None:
+                    group = self._made = _group_like(theirs)
+            self.comm = Distributed(theirs if group is None else group)
+            self._thread = ThreadPoolExecutor(1, "DDPHook")  # ends with the hook
+            model.register_comm_hook(self, compressed_mean)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give back the thread and the process group that `register` has made; of a hook that is only dropped the group
+        stays, and so does that of a model on some ranks alone, whose name torch would use again. Collective, between
+        steps. The hook is as new, and the model can have no backward any more."""
+        if self._thread is not None:
+            self._thread.shutdown()
+        if self._made is not None and dist.is_initialized() and _is_world(self._made):
+            with suppress(ValueError):  # it is gone with the world that it was of
+                dist.destroy_process_group(self._made)
+        self._clear()
 
     def report(self) -> Report:
         """What has travelled, how long it took, and what "auto" has made of that. RuntimeError before `register`."""
@@ -461,6 +531,10 @@ class DDPHook(Hook):
     # What "auto" measures
 
     @property
+    def _measures(self) -> bool:
+        return self.reduce.pattern == "auto"
+
+    @property
     def _warmup(self):
         return max(self.warmup_steps, _SETTLING + _MEASURED) if self._measures else self.warmup_steps
 
@@ -478,7 +552,8 @@ class DDPHook(Hook):
         if not self._measures or self._verdict is not None or len(compressed) < _MEASURED:
             return
         here = median(self._times[False][_SETTLING:] or [0.0]), median(compressed)
-        dense, compressed = self._verdict = [max(of_ranks) for of_ranks in zip(*self._everyone(here), strict=True)]
+        everyone = self._everyone(here).values()
+        dense, compressed = self._verdict = [max(of_ranks) for of_ranks in zip(*everyone, strict=True)]
         self.off = compressed > dense
         if self.comm.process == 0:
             said = "a step takes %.4g s compressed, %.4g s dense: %s"
@@ -489,6 +564,7 @@ class DDPHook(Hook):
 
     def _take(self, bucket):
         """A bucket that backward has filled, and the future of its mean."""
+        self._registered()
         buffer = bucket.buffer()
         future = torch.futures.Future(devices=[buffer.device] if buffer.is_cuda else None)
         if self.comm.n == 1:
@@ -497,6 +573,8 @@ class DDPHook(Hook):
         if bucket.index() == 0:
             self._clock(self._begin())
         step = self._now
+        if bucket.is_last():
+            self._ends(step)
         names = tuple(self._names[id(p)] for p in bucket.parameters())
         parts = [g.as_strided((g.numel(),), (1,)) for g in bucket.gradients()]  # in the order of memory
         ready = torch.cuda.current_stream(buffer.device).record_event() if buffer.is_cuda else None
@@ -507,18 +585,21 @@ class DDPHook(Hook):
         return future
 
     def _work(self, step, buckets) -> None:
-        """Means in place of the gradients in buckets, in the thread."""
+        """Means in place of the gradients in buckets, in the thread. DDP gets its answers whatever happens."""
         try:
             with self._stream(buckets):
-                if step.failure is None and not step.planned:
-                    self._plan(step)
-                for names, parts in self._groups_of(buckets):
-                    if step.failure is None:
-                        self._reduce(step, names, parts)
-                for bucket in buckets:
+                try:
+                    if step.failure is None and not step.planned:
+                        self._plan(step)
+                    for names, parts in self._groups_of(buckets):
+                        if step.failure is None:
+                            self._reduce(step, names, parts)
+                except Exception as error:
+                    self._fail(step, error)
+                for bucket in buckets:  # in the stream, or DDP would not wait for what is in it
                     bucket.future.set_result(bucket.buffer)
         except Exception as error:
-            step.failure = error
+            self._fail(step, error)
             for bucket in buckets:
                 if not bucket.future.done():
                     bucket.future.set_result(bucket.buffer)
@@ -563,7 +644,7 @@ class DDPHook(Hook):
             if small:
                 self._dense(step, small)
         except Refused as refusal:
-            raise self._blame(gradients, refusal) from None
+            raise self._blame(gradients, refusal) from refusal.__cause__
         step.groups.append(names)
 
     def _state(self, step, names, like) -> AllReduceState:
@@ -654,9 +735,14 @@ def compressed_mean(hook, bucket):
     return hook._take(bucket)
 
 
+def _is_world(group) -> bool:
+    return group.size() == dist.get_world_size()
+
+
 def _group_like(group):
     """A new process group of the same ranks, backends and timeout. Collective."""
-    kind = "cuda" if "nccl" in dist.get_backend_config(group) else "cpu"
+    config = dist.get_backend_config(group)
+    kind, backends = "cuda" if "nccl" in config else "cpu", {each.rpartition(":")[2] for each in config.split(",")}
     try:
         timeout = group._get_backend(torch.device(kind)).options._timeout
     except (AttributeError, RuntimeError):  # of another backend
@@ -664,8 +750,8 @@ def _group_like(group):
     return dist.new_group(
         dist.get_process_group_ranks(group),
         timeout=timeout,
-        backend=dist.get_backend_config(group),
-        use_local_synchronization=True,
+        backend=backends.pop() if len(backends) == 1 else config,
+        use_local_synchronization=not _is_world(group),
     )
 
 
