@@ -270,7 +270,7 @@ class Hook:
             if len({str(each[what]) for each in everyone.values()}) > 1:
                 said = ", ".join(f"{each[what]} on rank {rank}" for rank, each in sorted(everyone.items()))
                 raise _Differ(f"{self._name}: ranks differ in {what}: {said}")
-        self._agreed = True
+        self._agreed = self.comm.agreed = True
 
     def _everyone(self, here, *further) -> dict:
         """By rank, an object of each in the group; with further groups of those that they are in."""
@@ -639,10 +639,11 @@ class DDPHook(Hook):
         }
         small = {name: part for name, part in gradients.items() if name not in large}
         try:
-            if large:
+            arrived = self._dense(step, small) if small else None
+            if large:  # while the small ones travel
                 self._compressed(step, large)
-            if small:
-                self._dense(step, small)
+            if arrived is not None:
+                arrived()
         except Refused as refusal:
             raise self._blame(gradients, refusal) from refusal.__cause__
         step.groups.append(names)
@@ -710,8 +711,9 @@ class DDPHook(Hook):
         torch._foreach_copy_(list(row.split(sizes)), parts)
         return row, False
 
-    def _dense(self, step, gradients) -> None:
-        """Their means, by all_reduce, of what errors still hold of them too."""
+    def _dense(self, step, gradients):
+        """Sends them to an all_reduce, with what errors still hold of them. Returns a function that waits for the means
+        and puts them in their place."""
         start, n, parts = perf_counter(), self.comm.n, list(gradients.values())
         vector = _adjoining(parts)
         vector = torch.cat(parts) if vector is None else vector
@@ -721,14 +723,21 @@ class DDPHook(Hook):
                 if name in self._owed(step):
                     part.add_(torch.as_tensor(step.owed[name], device=part.device), alpha=1 / n)
         sent = sent.to(self.dense or sent.dtype)
-        dist.all_reduce(sent, group=self.comm.group)
-        if not _finite(sent):
-            raise Refused("a mean of gradients is not finite")
-        _spread(sent, parts)
+        travel = dist.all_reduce(sent, group=self.comm.group, async_op=True)
         step.totals["dense"] += perf_counter() - start
-        received = 2 * (n - 1) / n * sent.nbytes
-        step.totals["bits"] += 8 * received
-        step.totals["wire"] += received
+
+        def arrived():
+            start = perf_counter()
+            travel.wait()
+            if not _finite(sent):
+                raise Refused("a mean of gradients is not finite")
+            _spread(sent, parts)
+            step.totals["dense"] += perf_counter() - start
+            received = 2 * (n - 1) / n * sent.nbytes
+            step.totals["bits"] += 8 * received
+            step.totals["wire"] += received
+
+        return arrived
 
 
 def compressed_mean(hook, bucket):
