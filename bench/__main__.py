@@ -223,10 +223,10 @@ def parser():
     d.set_defaults(command=ddp)
 
     o = commands.add_parser("diloco", parents=[folder], help="DiLoCo over compressed messages: loss against bytes")
-    o.add_argument("--settings", nargs="+", metavar="NAME", help='names as in the table (default five), beside "dense"')
+    o.add_argument("--settings", nargs="+", metavar="NAME", help='names as in the table (default four), beside "dense"')
     o.add_argument("--seeds", type=int, help="(default 3; 1 with --quick)")
-    o.add_argument("--rounds", type=int, help="of 30 steps of 4 workers (default 100; 8 with --quick)")
-    o.add_argument("--quick", action="store_true", help="a smaller model and three settings; no loss is claimed")
+    o.add_argument("--rounds", type=int, help="of 30 steps of 4 workers (default 600; 8 with --quick)")
+    o.add_argument("--quick", action="store_true", help="a few rounds, of which no loss is claimed: a minute")
     o.set_defaults(command=diloco)
     return p
 

@@ -682,7 +682,7 @@ def test_the_claimed_setting_receives_200_times_less():
 
     received = {}
     for name in (bench.DENSE, bench.CLAIMED):
-        models = [bench.FULL.task().model() for _ in range(bench.WORKERS)]
+        models = [bench.SCALE.task().model() for _ in range(bench.WORKERS)]
         outer = DiLoCo(models, group=compress.Local(bench.WORKERS), **bench.SETTINGS[name])
         with torch.no_grad():
             for model in models:
@@ -713,14 +713,14 @@ def test_benchmark_judges_what_was_measured():
     assert not bench.checks(rows((2.02, 1.0), 200.5))[0].ok
     for others in (bench.checks(rows((2.0, 1.0), 1.0, "SparseLoCo")), bench.checks(good, losses=False)):
         assert [each.statement for each in others] == [bits.statement]
-    assert bench.table(good, bench.FULL, 2, 1000).row_count == 2
+    assert bench.table(good, bench.SCALE, 2, 1000).row_count == 2
 
 
 def test_benchmark_runs_from_the_command_line(tmp_path, monkeypatch, capsys):
     from bench import diloco as bench
     from bench.__main__ import main
 
-    monkeypatch.setattr(bench, "SMALL", bench.Scale(width=16, depth=1, rounds=3, rows=2, lr=4e-3))
+    monkeypatch.setattr(bench, "SCALE", bench.Scale(width=16, depth=1, rounds=3, rows=2, lr=4e-3))
     monkeypatch.setattr(bench, "bits_a_value", lambda: 9.5)
     common = ["diloco", "--quick", "--rounds", "2", "--out", str(tmp_path)]
     assert main([*common, "--seeds", "2", "--settings", "SparseLoCo"]) == 0
