@@ -931,7 +931,8 @@ def killed():
     raises(RuntimeError, ".", lambda: train(model, 2, start=5))
     assert hook.step == 5
     print("noticed", flush=True)
-    sys.exit(7)  # in good order, though without a farewell to who is gone
+    dist.destroy_process_group()
+    sys.exit(7)  # in good order
 
 
 def stalls():
@@ -974,6 +975,7 @@ def stalls():
     assert RANK == 0 or "FSDPHook: step 5 has failed on this rank: MemoryError" in text.getvalue()
     assert hook.step == 5
     print("noticed", flush=True)
+    dist.destroy_process_group()
     sys.exit(7)
 
 
