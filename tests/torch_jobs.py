@@ -1,6 +1,7 @@
 """The jobs of test_torch_comm.py: `python torch_jobs.py NAME RANK RANKS FILE` calls the function NAME on a rank."""
 
 import itertools
+import os
 import sys
 from datetime import timedelta
 from typing import ClassVar
@@ -187,6 +188,7 @@ if __name__ == "__main__":
     timeout = timedelta(seconds=10 if name == "killed" else 60)
     dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(ranks), timeout=timeout)
     globals()[name]()
-    print(f"rank {rank} is done")
-    if name != "killed":
-        dist.destroy_process_group()
+    print(f"rank {rank} is done", flush=True)
+    if name == "killed":
+        os._exit(0)  # torch may abort where a group is left behind
+    dist.destroy_process_group()

@@ -13,6 +13,8 @@ C. Calls are in the order of backward on every rank, in FSDP's own thread and pr
    itself says nothing more: what is raised in the end may be torch's timeout, and the log says why.
 D. On a hybrid mesh (HSDP) FSDP averages shards over replicas when they have been averaged over a group. Before a step
    counts, replicas tell each other whether it does: a refusal is one on the whole mesh.
+E. Checkpoints that are reentrant run backward within backward: what comes in the inner one belongs to the step of the
+   outer one, if that has begun. A module that comes again, in another backward, begins a new step.
 """
 
 from __future__ import annotations
@@ -111,11 +113,11 @@ class FSDPHook(Hook):
         groups = {_groups(name, p) for name, p in parameters.items()}
         if len(groups) != 1:
             raise ValueError(f"FSDPHook: parameters are sharded over {len(groups)} groups of ranks, it takes one")
-        self._named(parameters)
-        ((shards, *self._replicas),) = groups
-        self.comm, self._model, self._layouts = Distributed(shards), weakref.ref(model), layouts
+        self._set_parameters(parameters)
         for name, module in modules.values():
             module.set_custom_reduce_scatter(_Compressed(self, name))
+        ((shards, *self._replicas),) = groups
+        self.comm, self._model, self._layouts = Distributed(shards), weakref.ref(model), layouts
 
     def report(self) -> Report:
         """What reduce-scatters have received, and how long they took. RuntimeError before `register`."""
@@ -203,7 +205,7 @@ class FSDPHook(Hook):
     def _compressed(self, step, name, output, vector) -> None:
         row = _array(vector if vector.dtype in (torch.float32, torch.float64) else vector.float())
         names = (name,)
-        state = step.states.get(names) or self._states.get(names)
+        state = self._states.get(names)
         if state is None:
             state = self.reduce.init(self.comm, like=row)._replace(down=())  # nothing is said of slices
         key = self.key.at(self.step).fold(len(step.groups))

@@ -54,7 +54,7 @@ _LOG, _PACKAGE = logging.getLogger("compress"), import_module("..", __package__)
 _FORMAT = 2  # of state_dict
 _NONFINITE = "raise", "propagate"
 _DTYPES = torch.float32, torch.float64, torch.float16, torch.bfloat16
-_OPTIONS = "reduce", "dense", "nonfinite", "warmup_steps", "min_size", "key"
+_OPTIONS = "reduce", "dense", "nonfinite", "warmup_steps", "min_size", "key", "measures"
 _NAMED = 8  # gradients in a refusal
 _SETTLING, _MEASURED = 2, 5  # steps of a kind that "auto" lets pass, and then measures
 
@@ -147,7 +147,7 @@ class Hook:
         self.reduce, self.dense, self.nonfinite, self.group = reduce, dense, nonfinite, group
         self.warmup_steps = positive_int(warmup_steps, "warmup_steps", 0)
         self.min_size = positive_int(min_size, "min_size", 0)
-        self.key = Key(seed)
+        self.key, self.measures = Key(seed), False
         self._clear()
 
     def _clear(self) -> None:
@@ -170,7 +170,7 @@ class Hook:
     def _name(self) -> str:
         return type(self).__name__
 
-    def _named(self, parameters) -> None:
+    def _set_parameters(self, parameters) -> None:
         """Those that the hook is for, by name; TypeError for a dtype that it does not know."""
         if unknown := [f"{name} is {p.dtype}" for name, p in parameters.items() if p.dtype not in _DTYPES]:
             raise TypeError(f"{self._name}: gradients of {', '.join(map(str, _DTYPES))}, {', '.join(unknown)}")
@@ -380,9 +380,10 @@ class Hook:
 class DDPHook(Hook):
     """A communication hook of DistributedDataParallel that averages gradients over compressed messages.
 
-    compressor, down, decay: as in `AllReduce`: of gradients, of averaged slices, and of errors. error_feedback: what a
-    message leaves out goes into the next one; an unbiased compressor is then used as Scaled(it). shift: DIANA's shifts
-    instead. warmup_steps: first steps, dense. min_size: smaller tensors, and those of one dimension, travel dense.
+    compressor, down, decay: as in `AllReduce`: of gradients, of averaged slices, and of errors. A `PowerIteration` in
+    the compressor's place has the hook's decay and pattern, no `down`. error_feedback: what a message leaves out goes
+    into the next one; an unbiased compressor is then used as Scaled(it). shift: DIANA's shifts instead.
+    warmup_steps: first steps, dense. min_size: smaller tensors, and those of one dimension, travel dense.
     pattern: "gather" or "two-shot"; "auto" takes whichever receives less, and measures: the first steps dense (7 at
     least), the next 7 compressed, and where dense is the faster the hook stays dense, says so (logger "compress", and
     report()), and adds what errors hold to the next gradient. dense: dtype of what travels dense, the gradient's unless
@@ -440,13 +441,14 @@ class DDPHook(Hook):
         if isinstance(compressor, PowerIteration):
             if memory != "error" or down is not None:
                 raise ValueError("DDPHook: PowerIteration has error feedback and one coder for all: no shift, no down")
-            reduce, coders = replace(compressor, decay=decay), [compressor.values]
+            reduce, coders = replace(compressor, decay=decay, pattern=pattern), [compressor.values]
         else:
             reduce = AllReduce(compressor, down, pattern, memory, decay)
             coders = [reduce.up_coder, reduce.down_coder]
         if inexact := [coder for coder in coders if not coder.exact]:
             raise ValueError(f"DDPHook: replicas would drift apart, other machines decode other bits: {inexact[0]!r}")
         super().__init__(reduce, warmup_steps, min_size, dense, nonfinite, seed, group)
+        self.measures = pattern == "auto"
 
     def _clear(self):
         super()._clear()
@@ -479,7 +481,7 @@ class DDPHook(Hook):
                 raise ValueError(f"DDPHook: group is of ranks {ranks}, the model's of {expected}")
         ignored = getattr(model, "parameters_to_ignore", ())
         parameters = model.module.named_parameters()
-        self._named({name: p for name, p in parameters if p.requires_grad and name not in ignored})
+        self._set_parameters({name: p for name, p in parameters if p.requires_grad and name not in ignored})
         self._names = {id(p): name for name, p in self._parameters.items()}
         try:
             if theirs.size() > 1:
@@ -531,17 +533,13 @@ class DDPHook(Hook):
     # What "auto" measures
 
     @property
-    def _measures(self) -> bool:
-        return self.reduce.pattern == "auto"
-
-    @property
     def _warmup(self):
-        return max(self.warmup_steps, _SETTLING + _MEASURED) if self._measures else self.warmup_steps
+        return max(self.warmup_steps, _SETTLING + _MEASURED) if self.measures else self.warmup_steps
 
     def _clock(self, step) -> None:
         """From the first bucket of a step to that of the next: the time of a step of its kind."""
         now = perf_counter()
-        if self._last is not None and self._measures and self._verdict is None:
+        if self._last is not None and self.measures and self._verdict is None:
             last, then = self._last
             if last.failure is None:
                 self._times[last.compressed].append(now - then)
@@ -549,7 +547,7 @@ class DDPHook(Hook):
 
     def _decide(self):
         compressed = self._times[True][_SETTLING:]
-        if not self._measures or self._verdict is not None or len(compressed) < _MEASURED:
+        if not self.measures or self._verdict is not None or len(compressed) < _MEASURED:
             return
         here = median(self._times[False][_SETTLING:] or [0.0]), median(compressed)
         everyone = self._everyone(here).values()
