@@ -30,7 +30,7 @@ import math
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from statistics import median
 from time import perf_counter
@@ -381,8 +381,8 @@ class DDPHook(Hook):
     """A communication hook of DistributedDataParallel that averages gradients over compressed messages.
 
     compressor, down, decay: as in `AllReduce`: of gradients, of averaged slices, and of errors. A `PowerIteration` in
-    the compressor's place has the hook's decay and pattern, no `down`. error_feedback: what a message leaves out goes
-    into the next one; an unbiased compressor is then used as Scaled(it). shift: DIANA's shifts instead.
+    the compressor's place has a decay and a pattern of its own, and no `down`. error_feedback: what a message leaves out
+    goes into the next one; an unbiased compressor is then used as Scaled(it). shift: DIANA's shifts instead.
     warmup_steps: first steps, dense. min_size: smaller tensors, and those of one dimension, travel dense.
     pattern: "gather" or "two-shot"; "auto" takes whichever receives less, and measures: the first steps dense (7 at
     least), the next 7 compressed, and where dense is the faster the hook stays dense, says so (logger "compress", and
@@ -439,9 +439,11 @@ class DDPHook(Hook):
     ):
         memory = "shift" if shift else "error" if error_feedback else "none"
         if isinstance(compressor, PowerIteration):
-            if memory != "error" or down is not None:
-                raise ValueError("DDPHook: PowerIteration has error feedback and one coder for all: no shift, no down")
-            reduce, coders = replace(compressor, decay=decay, pattern=pattern), [compressor.values]
+            if memory != "error" or down is not None or decay != 1:
+                raise ValueError(
+                    "DDPHook: PowerIteration has error feedback, a decay and one coder for all: no shift, decay or down"
+                )
+            reduce, coders = compressor, [compressor.values]
         else:
             reduce = AllReduce(compressor, down, pattern, memory, decay)
             coders = [reduce.up_coder, reduce.down_coder]
