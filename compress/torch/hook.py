@@ -381,8 +381,8 @@ class DDPHook(Hook):
     """A communication hook of DistributedDataParallel that averages gradients over compressed messages.
 
     compressor, down, decay: as in `AllReduce`: of gradients, of averaged slices, and of errors. A `PowerIteration` in
-    the compressor's place has a decay and a pattern of its own, and no `down`. error_feedback: what a message leaves out
-    goes into the next one; an unbiased compressor is then used as Scaled(it). shift: DIANA's shifts instead.
+    the compressor's place has its own decay and pattern, and no `down`. error_feedback: what a message leaves out goes
+    into the next one; an unbiased compressor is then used as Scaled(it). shift: DIANA's shifts instead.
     warmup_steps: first steps, dense. min_size: smaller tensors, and those of one dimension, travel dense.
     pattern: "gather" or "two-shot"; "auto" takes whichever receives less, and measures: the first steps dense (7 at
     least), the next 7 compressed, and where dense is the faster the hook stays dense, says so (logger "compress", and
