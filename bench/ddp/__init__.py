@@ -25,8 +25,8 @@ FULL = {
     "ranks": [2, 4],
     "rates": [10.0, 100.0, 1000.0],
     "seeds": 3,
-    "peers": "all",
-    "ours": "UniformQuantizer(bits=0.5); Trellis(bits=0.5); ChunkTopK(); Eden(bits=2)",
+    "peers": "fp16, fp8 two-shot, int4 two-shot, PowerSGD(2), PowerSGD(4)",
+    "ours": "PowerIteration(8); PowerIteration(20, UniformQuantizer(bits=3)); Eden(bits=2)",
 }
 QUICK = {
     "tasks": ["cnn"],
@@ -34,7 +34,7 @@ QUICK = {
     "rates": [100.0],
     "seeds": 1,
     "peers": "int4 two-shot, PowerSGD(4)",
-    "ours": "UniformQuantizer(bits=0.5)",
+    "ours": "PowerIteration(8)",
 }
 
 
