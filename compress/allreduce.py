@@ -46,7 +46,7 @@ class AllReduceState(NamedTuple):
     """What a process remembers: of each worker that it hosts, of the slice that this worker owns, and of the mean.
 
     up: errors, or shifts, (d,) each. down: errors of slices, or the means of the workers' shifts there. shared: the
-    shift of the mean, (d,), which all hold.
+    shift of the mean, (d,), which all hold; Q of a `PowerIteration`.
     """
 
     up: tuple = ()
@@ -440,8 +440,8 @@ class _Sent:
         for messages in received:
             for i, message in enumerate(messages):
                 if message.size == _REFUSED:
-                    reason = kernels.host(kernels.taken(message.payload)).tobytes().decode()
-                    raise Refused(f"worker {i}: {reason}") from self.failure
+                    reason = kernels.host(kernels.taken(message.payload)).tobytes()
+                    raise Refused(f"worker {i}: {reason.decode(errors='replace')}") from self.failure
         return received
 
 

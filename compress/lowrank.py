@@ -12,8 +12,8 @@ C. With X = sum_k sigma_k u_k v_k', the rows sigma_k u_k of all matrices are one
    so does one of a vector, which is why these are in that message: a quantiser's one step then gives bits to what has
    the energy. (In a message of their own they took bits from the matrices of a transformer: 10% more error
    at 0.077 bits.)
-D. The receiver orthonormalises and adds outer products in a fixed order, without BLAS: the same bits everywhere. The
-   sender may use what it likes.
+D. The receiver orthonormalises and adds outer products in a fixed order (csrc/product.h), without BLAS: the same bits
+   everywhere. The sender may use what it likes.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ _LEFT, _RIGHT = 1, 2  # sub-streams of LowRank's key
 _HEAD = struct.Struct("<hI")  # the exponent of the scale, bytes of the first message
 _POWERS, _MORE = 2, 8  # iterations, and directions beside those that are wanted, of the range finder
 _PLAIN = 2.0**40  # between this and its inverse squares need no scale
-_NULL = 1e-6  # of its length: what is left of a row that the rows before it span
-_BLOCK = 1 << 17  # bytes of a matrix that stay in cache
+_NULL = 1e-6  # of the largest singular value: what is none
 
 
 class PowerSGDState(NamedTuple):
@@ -340,7 +339,7 @@ class LowRank(Contractive):
         with np.errstate(over="ignore", invalid="ignore"):
             for basis, matrix in zip(layout.bases(left, ranks), matrices, strict=True):
                 end = at + len(basis) * matrix.shape[1]
-                _add_products(matrix, basis, right[at:end].reshape(len(basis), matrix.shape[1]))
+                _kernels.outer_sum(basis.reshape(-1), right[at:end], len(basis), *matrix.shape, matrix.reshape(-1))
                 at = end
             for vector in vectors:
                 vector[...] = right[at : at + vector.size]
@@ -393,40 +392,11 @@ class _Layout:
 
 
 def _orthonormal(rows) -> np.ndarray:
-    """Modified Gram-Schmidt in float64; zeros in place of a row that those before it span."""
-    wide, norm = rows.astype(np.float64), _kernels.norm
-    with np.errstate(over="ignore", invalid="ignore"):
-        lengths = [norm(row, _kernels.NORM_L2) for row in wide]
-        for k, row in enumerate(wide):
-            length = norm(row, _kernels.NORM_L2)
-            if not _NULL * lengths[k] < length < math.inf:
-                row.fill(0)
-                continue
-            row /= length
-            rest = wide[k + 1 :]
-            rest -= _dots(rest, row)[:, None] * row
-    return wide.astype(rows.dtype)
-
-
-def _dots(rows, row) -> np.ndarray:
-    """rows @ row; halves are added to halves, which no library does in another order."""
-    terms = rows * row
-    while (n := terms.shape[1]) > 1:
-        terms[:, : n // 2] += terms[:, n - n // 2 :]
-        terms = terms[:, : n - n // 2]
-    return terms[:, 0].copy()
-
-
-def _add_products(matrix, left, right) -> None:
-    """matrix += sum_k left_k right_k', term by term, in blocks of rows."""
-    count = max(1, _BLOCK // (matrix.itemsize * matrix.shape[1]))
-    room = np.empty_like(matrix[:count])
-    for at in range(0, len(matrix), count):
-        block = matrix[at : at + count]
-        product = room[: len(block)]
-        for a, b in zip(left, right, strict=True):
-            np.multiply(a[at : at + count, None], b, out=product)
-            block += product
+    """A basis of the rows, in their order; zeros in place of a row that those before it span."""
+    basis = np.empty_like(rows)
+    if rows.size:
+        _kernels.orthonormal(rows.reshape(-1), len(rows), basis.reshape(-1))
+    return basis
 
 
 def _singular(matrix, count: int, seed: int):

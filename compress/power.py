@@ -14,13 +14,14 @@ C. The next Q is a basis of B, and W and the mean are made of what all have deco
 D. A worker keeps X_i + e_i - W' B_i with B_i as it was decoded, and what the mean of the B_i loses on its way down.
    PowerSGD tells errors from the mean: they then walk away with what workers differ in, which is no error, and coarse
    factors of what has grown are lost.
+E. Where a process fails by itself before a factor's exchange, the others are told in it, as by `AllReduce`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -50,8 +51,8 @@ class PowerIteration:
     gathered, which is one exchange and not two: their time is that of exchanges.
 
     of(shapes) is the reduction of a vector that holds tensors of these shapes one after another, used as an `AllReduce`
-    is. A tensor of more than two dimensions is the matrix of its first one by the others; one of fewer travels whole,
-    coded by `values`.
+    is. A tensor of more than two dimensions is the matrix of its first one by the others. What has fewer, or is no
+    larger than its factors, travels whole, coded by `values`.
 
     TypeError or ValueError for other parameters.
 
@@ -85,7 +86,8 @@ class PowerIteration:
         matrices = []
         for shape in shapes:
             m, n = (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
-            matrices.append((int(m), int(n), min(self.rank, m, n) if min(m, n) > 1 else 0))
+            r = min(self.rank, m, n)
+            matrices.append((int(m), int(n), r if r * (m + n) < m * n else 0))
         return _Reduction(self, tuple(matrices))
 
 
@@ -97,15 +99,14 @@ class _Reduction:
 
     how: PowerIteration
     matrices: tuple
-    memory: ClassVar[str] = "error"
 
-    def _factor(self, n: int, size: int, memory: str = "none") -> AllReduce:
+    def _factor(self, n: int, size: int) -> AllReduce:
         """The means of a factor of so many numbers, of n workers."""
         values, pattern = contractive(self.how.values), self.how.pattern
         rate = getattr(values, "rate", None)  # of which bits(d) is far above where lengths vary
         if pattern == "auto" and (n - 1) * (values.bits(size) if rate is None else rate * size) <= _FEW:
             pattern = "gather"
-        return AllReduce(values, pattern=pattern, memory=memory)
+        return AllReduce(values, pattern=pattern)
 
     # Vectors as the matrices that they hold
 
@@ -152,30 +153,36 @@ class _Reduction:
 
     def mean(self, comm: Communicator, state, rows: Sequence, key: Key, out=None, spent: Spent | None = None):
         """As `AllReduce.mean`."""
-        spent = Spent() if spent is None else spent
-        given, rows = rows, [kernels.vector(row, "a row") for row in rows]
-        if [(row.size, row.dtype) for row in rows] != [(error.size, error.dtype) for error in state.up]:
-            raise ValueError(
-                f"{len(rows)} rows of {[row.size for row in rows]} numbers, not of the state: make one by init"
-            )
-        mean = kernels.output(out, rows[0].size, rows[0].dtype, rows[0])
-        with spent.on("encode"), np.errstate(over="ignore", invalid="ignore"):  # the factors' encoder sees it
-            targets = [row + error for row, error in zip(rows, state.up, strict=True)]
+        spent, like, targets, ws = Spent() if spent is None else spent, state.up[0], [], []
+        (left_size, by_left), (right_size, by_right) = self.parts(comm.n)
+
+        def left():
+            vectors = [kernels.vector(row, "a row") for row in rows]
+            if [(x.size, x.dtype) for x in vectors] != [(error.size, error.dtype) for error in state.up]:
+                sizes = [x.size for x in vectors]
+                raise ValueError(f"{len(sizes)} rows of {sizes} numbers, not of the state: make one by init")
+            kernels.output(out, like.size, like.dtype, like)
+            targets.extend(x + error for x, error in zip(vectors, state.up, strict=True))
             bases = [_orthonormal(q) for q in self._bases(state.shared)]
-            left = [
-                _joined([q @ x.T for q, x in zip(bases, self._whole(target), strict=True)], target)
-                for target in targets
-            ]
-        reduce = self._factor(comm.n, left[0].size)
-        w, _ = reduce.mean(comm, AllReduceState(), left, key.fold(_LEFT), spent=spent)
-        with spent.on("encode"), np.errstate(over="ignore", invalid="ignore"):
-            ws = [_orthonormal(basis) for basis in self._left(w)]
-            right = [
-                _joined([w @ x if w.size else x for w, x in zip(ws, self._whole(target), strict=True)], target)
-                for target in targets
-            ]
-        reduce = self._factor(comm.n, right[0].size, "error")  # of this round: the next has another W
-        b, (lost, owned, _) = reduce.mean(comm, reduce.init(comm, like=right[0]), right, key.fold(_RIGHT), spent=spent)
+            return [_joined(map(_times, bases, self._whole(target)), target) for target in targets]
+
+        def right():
+            if isinstance(factors, _Failed):  # nobody has been told where there is no left factor
+                raise factors.error
+            ws.extend(_orthonormal(basis) for basis in self._left(w))
+            return [_joined(map(_within, ws, self._whole(target)), target) for target in targets]
+
+        with spent.on("encode"):
+            factors = _made(left, like, left_size)
+        w = like[:0]
+        if left_size:
+            w, _ = by_left.mean(comm, AllReduceState(), factors, key.fold(_LEFT), spent=spent)
+        with spent.on("encode"):
+            told = _made(right, like, right_size)
+            by_right = replace(by_right, memory="error")  # of this round: the next has another W
+            start = by_right.init(comm, like=kernels.empty(like, right_size, like.dtype))
+        b, (lost, owned, _) = by_right.mean(comm, start, told, key.fold(_RIGHT), spent=spent)
+        mean = kernels.output(out, like.size, like.dtype, like)
         with spent.on("decode"):
             for x, w, part in zip(self._whole(mean), ws, self._right(b), strict=True):
                 if w.size:
@@ -186,11 +193,11 @@ class _Reduction:
             for k, (i, target) in enumerate(zip(comm.workers, targets, strict=True)):
                 if owned:  # the owner of a slice owes its error to the mean: n times that in its own
                     lost[k][slices(comm.n, b.size)[i]] += comm.n * owned[k]
-                for x, w, part in zip(self._whole(target), ws, self._right(right[k] - lost[k]), strict=True):
+                for x, w, part in zip(self._whole(target), ws, self._right(told[k] - lost[k]), strict=True):
                     x -= w.T @ part if w.size else part
                 if self.how.decay != 1:
                     target *= target.dtype.type(self.how.decay)
-        shown = kernels.given(mean, given[0] if out is None else out)
+        shown = kernels.given(mean, rows[0] if out is None else out)
         return (shown if out is None else out), AllReduceState(tuple(targets), (), self._next(state.shared, b))
 
     def _next(self, q, b):
@@ -200,6 +207,34 @@ class _Reduction:
             if r:
                 after.append(_xp(q).where(part.any(axis=1)[:, None], part, old))
         return _joined(after, q)
+
+
+class _Failed(list):
+    """In the place of rows: what has failed, raised where they are read, which is within an exchange (note E)."""
+
+    def __init__(self, like, error):
+        super().__init__([like])
+        self.error = error
+
+    def __iter__(self):
+        raise self.error
+
+
+def _made(make, like, size):
+    """What make() gives: vectors of that size."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # their encoder sees it
+            return make()
+    except Exception as error:
+        return _Failed(kernels.empty(like, size, like.dtype), error)
+
+
+def _times(q, x):
+    return q @ x.T
+
+
+def _within(w, x):
+    return w @ x if w.size else x
 
 
 def _cut(x, shapes):

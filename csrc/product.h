@@ -4,7 +4,8 @@
       BLAS chooses its order by the machine; what all workers of a mean compute must be the same bits everywhere.
    B. An orthonormal basis, by modified Gram-Schmidt in float64: a row minus its parts along those before it, over its
       length. Inner products have PRODUCT_LANES partial sums: lane l adds elements l, l + PRODUCT_LANES, ..., and the
-      lanes fold in halves. A row of which less than PRODUCT_DEPENDENT of its square is left becomes zeros. */
+      lanes fold in halves. A row of which less than PRODUCT_DEPENDENT of its square is left becomes zeros, and so does
+      one with NaN or Inf. */
 #ifndef COMPRESS_PRODUCT_H
 #define COMPRESS_PRODUCT_H
 #include "portable.h"

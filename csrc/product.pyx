@@ -71,7 +71,10 @@ cdef void gram_schmidt(const real* w, i64 r, i64 m, f64* q, real* out) noexcept 
             for l in range(m):
                 row[l] -= along * q[j * m + l]
         after = inner(row, row, m)
-        after = 1 / sqrt(after) if after > PRODUCT_DEPENDENT * before else 0
+        if not after > PRODUCT_DEPENDENT * before:  # nor where something is not finite
+            memset(row, 0, m * sizeof(f64))
+            after = 1
+        after = 1 / sqrt(after)
         for l in range(m):
             row[l] *= after
             out[i * m + l] = <real>row[l]

@@ -624,7 +624,7 @@ def power():
     """PowerIteration in a compressor's place: the same replicas, refusals and runs that go on."""
     folder = os.path.dirname(sys.argv[4])
     for options in ({"pattern": "gather"}, {"pattern": "two-shot", "warmup_steps": 3, "dense": torch.bfloat16}):
-        hook = DDPHook(PowerIteration(4), **({"warmup_steps": 0} | options))
+        hook = DDPHook(PowerIteration(4, pattern=options["pattern"]), **({"warmup_steps": 0} | options))
         model = distributed(hook)
         losses = train(model, 1)
         layouts = [hook.state_dict()["groups"]]
@@ -665,7 +665,7 @@ def power():
         assert all(map(torch.equal, model.parameters(), other.parameters()))
         for a, b in zip(again.state_dict()["states"], hook.state_dict()["states"], strict=True):
             assert a["names"] == b["names"] and all(map(torch.equal, a["up"] + a["shared"], b["up"] + b["shared"]))
-    for options in ({"shift": True}, {"error_feedback": False}, {"down": compress.Eden(2)}):
+    for options in ({"shift": True}, {"error_feedback": False}, {"down": compress.Eden(2)}, {"decay": 0.9}):
         raises(ValueError, "no shift, decay or down", lambda o=options: DDPHook(PowerIteration(4), **o))
 
 

@@ -116,7 +116,7 @@ def gram_schmidt(rows):
     for row in rows.astype(np.longdouble):
         left = row - sum((np.sum(row * q) * q for q in found), np.zeros_like(row))
         length = np.sqrt(np.sum(left * left))
-        found.append(left / length if length > 1e-6 * np.sqrt(np.sum(row * row)) else 0 * left)
+        found.append(left / length if length > 1e-5 * np.sqrt(np.sum(row * row)) else 0 * left)
     return np.array(found)
 
 

@@ -56,6 +56,10 @@ def test_rows_that_depend_on_others_become_zeros(kernels):
     kernels.orthonormal(w.ravel(), 5, q.ravel())
     np.testing.assert_allclose(q @ q.T, np.diag([1, 0, 1, 0, 1]), atol=1e-6)
     assert not q[1].any() and not q[3].any()
+    for bad in (np.nan, np.inf):
+        w[2, 7] = bad
+        kernels.orthonormal(w.ravel(), 5, q.ravel())
+        np.testing.assert_allclose(q @ q.T, np.diag([1, 0, 0, 1, 1]), atol=1e-6)  # the fourth is no sum of others now
     nothing = np.zeros(12, np.float32)
     kernels.orthonormal(nothing, 3, nothing)
     assert not nothing.any()

@@ -135,6 +135,12 @@ def fails_alone(comm):
     """Whatever a rank fails of before an exchange all others are told in it, and all can go on."""
     rank, row = comm.process, np.ones(100, np.float32)
     bad = rank == 1
+    low = compress.PowerIteration(2, Fails(4), "gather").of([(10, 10)])
+    state = low.init(comm, 100)
+    for size in (0, 20):  # before the left factor, and in one of the encoders
+        Fails.size, given = size, [row[bad:]] if size == 0 else [row]
+        reason = r"ValueError: 1 rows of \[99\]" if size == 0 else "MemoryError: no room"
+        raises(Refused, f"worker 1: {reason}", low.mean, comm, state, given, KEY)
     for pattern, memory in itertools.product(("gather", "two-shot"), ("none", "error")):
         reduce = AllReduce(compress.Eden(2), pattern=pattern, memory=memory)
         down = AllReduce(compress.Eden(3), Fails(2), pattern=pattern, memory=memory)

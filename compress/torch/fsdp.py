@@ -42,8 +42,8 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_ten
 class FSDPHook(Hook):
     """Compressed reduce-scatters for a model of torch.distributed.fsdp.fully_shard.
 
-    compressor, error_feedback, decay, warmup_steps, dense, nonfinite, seed: as in `DDPHook`. min_size: modules with
-    fewer parameters travel dense.
+    compressor (no PowerIteration), error_feedback, decay, warmup_steps, dense, nonfinite, seed: as in `DDPHook`.
+    min_size: modules with fewer parameters travel dense.
 
     Errors take as much memory as the gradients of the whole model, in float32, on every rank: FSDP shards the rest.
     With error_feedback=False there are none; take an unbiased compressor then. Across replicas of a hybrid mesh (HSDP)

@@ -43,7 +43,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import kernels
 from .._gpu import device as _device
-from ..allreduce import AllReduce, AllReduceState, Refused, Spent, slices
+from ..allreduce import PATTERNS, AllReduce, AllReduceState, Refused, Spent, slices
 from ..compressor import Compressor, positive_int
 from ..key import Key
 from ..message import VERSION
@@ -184,6 +184,7 @@ class Hook:
             "reduction": repr(self.reduce),
             "warmup_steps": self.warmup_steps,
             "min_size": self.min_size,
+            "measures": self.measures,
             "dense": str(self.dense),
             "nonfinite": self.nonfinite,
             "key": repr(self.key),
@@ -381,20 +382,21 @@ class DDPHook(Hook):
     """A communication hook of DistributedDataParallel that averages gradients over compressed messages.
 
     compressor, down, decay: as in `AllReduce`: of gradients, of averaged slices, and of errors. A `PowerIteration` in
-    the compressor's place has its own decay and pattern, and no `down`. error_feedback: what a message leaves out goes
+    the compressor's place has a decay and a pattern of its own, and no `down`; the hook's pattern then says no more
+    than whether to measure. error_feedback: what a message leaves out goes
     into the next one; an unbiased compressor is then used as Scaled(it). shift: DIANA's shifts instead.
     warmup_steps: first steps, dense. min_size: smaller tensors, and those of one dimension, travel dense.
     pattern: "gather" or "two-shot"; "auto" takes whichever receives less, and measures: the first steps dense (7 at
     least), the next 7 compressed, and where dense is the faster the hook stays dense, says so (logger "compress", and
     report()), and adds what errors hold to the next gradient. dense: dtype of what travels dense, the gradient's unless
     given; torch.bfloat16 halves it. nonfinite: what NaN or Inf in a gradient does, "raise" or "propagate" (below).
-    seed: of all randomness. group: a process group for the hook alone, over the ranks of the model's; made by
-    `register` unless given, and destroyed by `close`.
+    seed: of all randomness but the first Q of a PowerIteration. group: a process group for the hook alone, over the
+    ranks of the model's; made by `register` unless given, and destroyed by `close`.
 
     Gradients are float32, float64, or float16 and bfloat16, which are widened. Replicas stay identical, bit for bit;
     compressors that are not `exact` are refused. Errors are a float32 vector as long as what travels compressed
-    (float64 of such gradients), and "two-shot" has 1/n more; shifts are two. A step holds the old and the new ones.
-    A tensor that no rank uses in a step (find_unused_parameters=True) keeps its gradient, as with DDP alone, and what
+    (float64 of such gradients), and "two-shot" has 1/n more, a PowerIteration its Q; shifts are two. A step holds the
+    old and the new ones. A tensor that no rank uses in a step (find_unused_parameters=True) keeps its gradient, as with DDP alone, and what
     the step's messages carry of its errors is lost. With one rank nothing travels and gradients pass as they are.
     A copy of the hook, as in a copy or a pickle of the model, has its configuration alone, and no model.
 
@@ -438,6 +440,8 @@ class DDPHook(Hook):
         group=None,
     ):
         memory = "shift" if shift else "error" if error_feedback else "none"
+        if pattern not in PATTERNS:
+            raise ValueError(f"DDPHook: pattern must be one of {', '.join(PATTERNS)}, got {pattern!r}")
         if isinstance(compressor, PowerIteration):
             if memory != "error" or down is not None or decay != 1:
                 raise ValueError(
@@ -448,7 +452,7 @@ class DDPHook(Hook):
             reduce = AllReduce(compressor, down, pattern, memory, decay)
             coders = [reduce.up_coder, reduce.down_coder]
         if inexact := [coder for coder in coders if not coder.exact]:
-            raise ValueError(f"DDPHook: replicas would drift apart, other machines decode other bits: {inexact[0]!r}")
+            raise ValueError(f"DDPHook: replicas must be the same on all machines, this is not exact: {inexact[0]!r}")
         super().__init__(reduce, warmup_steps, min_size, dense, nonfinite, seed, group)
         self.measures = pattern == "auto"
 
@@ -640,8 +644,14 @@ class DDPHook(Hook):
         small = {name: part for name, part in gradients.items() if name not in large}
         try:
             arrived = self._dense(step, small) if small else None
-            if large:  # while the small ones travel
-                self._compressed(step, large)
+            try:
+                if large:  # while the small ones travel
+                    self._compressed(step, large)
+            except Refused:  # of which all know
+                if arrived is not None:
+                    with suppress(Refused):
+                        arrived()
+                raise
             if arrived is not None:
                 arrived()
         except Refused as refusal:

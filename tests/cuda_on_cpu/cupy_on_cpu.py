@@ -96,8 +96,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def max(self):
         return ndarray(np.array(self._host.max()))
 
-    def any(self):
-        return ndarray(np.array(self._host.any()))
+    def any(self, axis=None):
+        return ndarray(np.array(self._host.any(axis=axis)))
 
     def all(self):
         return ndarray(np.array(self._host.all()))
@@ -203,6 +203,18 @@ def asarray(value, dtype=None):
 
 def ascontiguousarray(value, dtype=None):
     return ndarray(np.ascontiguousarray(_unwrap_any(value), dtype))
+
+
+def empty_like(value):
+    return empty(value.shape, value.dtype)
+
+
+def concatenate(values):
+    return ndarray(np.concatenate([value._host for value in values]))
+
+
+def where(condition, x, y):
+    return ndarray(np.where(condition._host, x._host, y._host))
 
 
 def _unwrap_any(value):
