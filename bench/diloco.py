@@ -7,8 +7,9 @@ seeds, of initial weights and batches; all settings see the same ones.
 
 Bytes are those that a worker receives in a round, headers and agreement with them: the messages of three others where
 all go to all ("gather"), and two times 3/4 of one from the dense setting, whose messages go by halves ("two-shot"), as
-in any all-reduce. In either pattern as many leave a worker. One setting is claimed beforehand (`CLAIMED`), and the exit
-status is 0 where it does what is claimed.
+in any all-reduce. In either pattern as many leave a worker. One setting is named beforehand (`CLAIMED`), and the exit
+status is 0 where it does what is claimed. The model has 0.12 million parameters, so that 600 rounds can be had: what is
+left out of a round comes in later ones, and a run that ends early ends behind (by 10% after 100 rounds, 1% after 200).
 """
 
 import csv

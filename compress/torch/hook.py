@@ -396,8 +396,9 @@ class DDPHook(Hook):
     Gradients are float32, float64, or float16 and bfloat16, which are widened. Replicas stay identical, bit for bit;
     compressors that are not `exact` are refused. Errors are a float32 vector as long as what travels compressed
     (float64 of such gradients), and "two-shot" has 1/n more, a PowerIteration its Q; shifts are two. A step holds the
-    old and the new ones. A tensor that no rank uses in a step (find_unused_parameters=True) keeps its gradient, as with DDP alone, and what
-    the step's messages carry of its errors is lost. With one rank nothing travels and gradients pass as they are.
+    old and the new ones. A tensor that no rank uses in a step (find_unused_parameters=True) keeps its gradient, as with
+    DDP alone, and what the step's messages carry of its errors is lost. With one rank nothing travels and gradients
+    pass as they are.
     A copy of the hook, as in a copy or a pickle of the model, has its configuration alone, and no model.
 
     backward() raises on every rank, nothing counts and gradients become zero, and the next step may go on. Optimizers
