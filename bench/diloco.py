@@ -66,7 +66,7 @@ DENSE, CLAIMED = "dense", "LowRank(0.073) ahead"
 SETTINGS = {
     DENSE: NESTEROV,
     CLAIMED: AHEAD | {"compressor": compress.LowRank(0.073)},
-    "LowRank(0.155) ahead": AHEAD | {"compressor": compress.LowRank(0.155)},
+    "LowRank(0.077) ahead": AHEAD | {"compressor": compress.LowRank(0.077)},
     "LowRank(0.073)": NESTEROV | {"compressor": compress.LowRank(0.073)},
     "SparseLoCo": PLAIN | {"compressor": compress.ChunkTopK()},
     "DeMo": PLAIN | {"compressor": compress.DCT(compress.ChunkTopK())},
