@@ -130,7 +130,7 @@ def _time(row, record, dense):
     for rate, times in seconds(record, row.task, row.n, row.name, auto=True).items():
         tried = where(record["times"], task=row.task, n=row.n, setting=row.name, rate=rate, auto=True)
         modes = [each["mode"] for each in tried]
-        row.modes[rate] = max(set(modes), key=modes.count)
+        row.modes[rate] = max(sorted(set(modes)), key=modes.count)
         row.seconds[rate] = float(np.median(times))
 
 
@@ -158,7 +158,9 @@ def _table(title, columns):
         collapse_padding=True,
     )
     for column in columns:
-        table.add_column(column, justify="left" if column in ("setting", "task") else "right", no_wrap=True)
+        table.add_column(
+            column, justify="left" if column in ("setting", "task") else "right", no_wrap=column != "setting"
+        )
     return table
 
 
