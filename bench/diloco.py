@@ -120,6 +120,7 @@ def run(out, quick=False, seeds=None, rounds=None, settings=None):
     if unknown := [name for name in settings if name not in SETTINGS]:
         raise ValueError(f"there is no setting {unknown[0]!r}; known: {', '.join(SETTINGS)}")
     scale, seeds = replace(SCALE, rounds=rounds or (QUICK if quick else SCALE.rounds)), seeds or (1 if quick else 3)
+    out.mkdir(parents=True, exist_ok=True)
     screen, runs = console(), []
     todo = [(scale, name, seed) for seed in range(seeds) for name in settings]
     with Progress(console=screen, transient=True) as progress, _pool() as pool:
@@ -133,7 +134,6 @@ def run(out, quick=False, seeds=None, rounds=None, settings=None):
             raise
     rows = summary(runs)
     screen.print(table(rows, scale, seeds, runs[0].parameters))
-    out.mkdir(parents=True, exist_ok=True)
     with open(out / "diloco.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(runs[0])))
         writer.writeheader()

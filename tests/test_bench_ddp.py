@@ -579,6 +579,7 @@ def test_what_cannot_be_run_is_said(capsys):
         (["--tasks", "rnn"], "unknown task 'rnn'; known: cnn, transformer"),
         (["--ranks", "1"], "--ranks must be at least 2"),
         (["--ours", "Nothing()"], "unknown name 'Nothing'"),
+        (["--ours", "LowRank(0.07)"], "is not exact: LowRank"),
         (["--peers", "mx9"], "unknown peer 'mx9'"),
     ):
         with pytest.raises(SystemExit) as exit:

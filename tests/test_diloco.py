@@ -594,6 +594,7 @@ def test_bad_parameters_are_named():
         ({"model": [model, model], "group": compress.Local(2)}, ValueError, "models share parameters"),
         ({"compressor": compress.LowRank(0.01)}, ValueError, "vectors, and a singular vector of the largest matrix"),
         ({"model": 3}, TypeError, "model must be a torch.nn.Module, got int"),
+        ({"model": object.__new__(nn.parallel.DistributedDataParallel)}, TypeError, "give its `module`"),
         ({"model": []}, ValueError, "no parameters that require gradients"),
         ({"model": [model, 3]}, TypeError, "model must be a torch.nn.Module, got int"),
         ({"model": [model, network(width=9)]}, ValueError, "the models differ in their parameters"),

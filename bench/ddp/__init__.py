@@ -54,11 +54,11 @@ def run(args) -> int:
         raise ValueError("--ranks must be at least 2, --rates above 0, --seeds at least 1")
     with screen.status("") as status, link.ending_on_sigterm():
         chosen = settings.chosen(args.peers, args.ours)
+        args.out.mkdir(parents=True, exist_ok=True)
         bench = driver.Bench(tasks, ranks, rates, list(range(args.seeds)), chosen, status.update)
         try:
             bench.run()
         finally:  # what has been measured until an interruption, too
-            args.out.mkdir(parents=True, exist_ok=True)
             (args.out / "ddp.json").write_text(json.dumps(bench.record, allow_nan=False) + "\n")
     return show(bench.record, args.out, screen)
 

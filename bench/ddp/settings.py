@@ -180,12 +180,13 @@ def _group():
 def ours(compressor, name: str) -> Setting:
     """compress.torch.DDPHook with a compressor or a PowerIteration, error feedback at both ends and bfloat16 for what
     stays dense."""
+    from compress.torch import DDPHook
+
+    DDPHook(compressor)  # it may not take it
     power = isinstance(compressor, compress.PowerIteration)
     reduce = compress.AllReduce(compressor.values if power else compressor, memory="error")
 
     def attach(model, n, warmup, auto):
-        from compress.torch import DDPHook
-
         d = sum(p.numel() for p in model.parameters())
         pattern = "auto" if auto else "two-shot" if reduce.two_shot(n, d) else "gather"
         options = {"warmup_steps": warmup, "min_size": MIN_SIZE, "pattern": pattern, "dense": torch.bfloat16}

@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from .. import kernels
@@ -694,6 +695,8 @@ def _cut(models, count: int, min_size: int, period: int) -> list[_Fragment]:
     for model in models:
         if not isinstance(model, nn.Module):
             raise TypeError(f"DiLoCo: model must be a torch.nn.Module, got {type(model).__name__}")
+        if isinstance(model, DistributedDataParallel):
+            raise TypeError("DiLoCo: a DistributedDataParallel averages gradients in every step, give its `module`")
     kinds = [[_parameters(model) for model in models], [_statistics(model) for model in models]]
     for named in kinds:
         shapes = [[(name, tensor.shape, tensor.dtype) for name, tensor in each.items()] for each in named]
