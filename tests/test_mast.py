@@ -288,7 +288,7 @@ class Worker(Communicator):
     def _gather(self, messages, lengths=None, graph=None):
         raise AssertionError("a worker must not be sent what others send")
 
-    _exchange = _gather
+    _exchange = _swap = _gather
 
     def agree(self, value):
         raise AssertionError("nothing is agreed on in a step")
