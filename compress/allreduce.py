@@ -172,17 +172,11 @@ class AllReduce:
                 coder.alpha(size)
             if self.memory == "shift":
                 self._step(coder, size)
-
-        def zeros(size):
-            vector = kernels.empty(like, size, like.dtype)
-            vector.fill(0)
-            return vector
-
         if not self._remembers:
             return AllReduceState()
-        up = tuple(zeros(d) for _ in comm.workers)
-        down = tuple(zeros(sizes[j]) for j in comm.workers) if two_shot else ()
-        return AllReduceState(up, down, zeros(d) if self.memory == "shift" else None)
+        up = tuple(kernels.zeros(like, d) for _ in comm.workers)
+        down = tuple(kernels.zeros(like, sizes[j]) for j in comm.workers) if two_shot else ()
+        return AllReduceState(up, down, kernels.zeros(like, d) if self.memory == "shift" else None)
 
     def _step(self, coder, d):
         if self.shift_step is not None:
@@ -307,8 +301,7 @@ class AllReduce:
             _check(messages, [0 if i == j else _length(pieces[j]) for i in range(n)], rows[0].dtype)
         with spent.on("decode"):
             for j, messages, target in zip(comm.workers, received, targets, strict=True):
-                part = kernels.empty(target, _length(pieces[j]), target.dtype)
-                part.fill(0)
+                part = kernels.zeros(target, _length(pieces[j]))
                 for i, message in enumerate(messages):
                     if i == j:
                         add_or_store(target[pieces[j]], part, 1 / n, True)

@@ -255,9 +255,7 @@ class ErrorFeedback:
         x = kernels.vector(like, "like")
         if d is not None and d != x.size:
             raise ValueError(f"d = {d}, but like has {x.size} coordinates")
-        error = kernels.empty(x, x.size, x.dtype)
-        error.fill(0)
-        return ErrorFeedbackState(kernels.given(error, like))
+        return ErrorFeedbackState(kernels.given(kernels.zeros(x, x.size), like))
 
     def encode(self, state: ErrorFeedbackState, x, key: Key) -> tuple[Message, ErrorFeedbackState]:
         """The message for x + state.error, and the state after it; `state` itself is not changed."""

@@ -106,6 +106,13 @@ def empty(x, n: int, dtype):
     return _device.empty(n, dtype) if _device.is_array(taken(x)) else np.empty(n, dtype)
 
 
+def zeros(x, n: int):
+    """n zeros of the dtype and on the backend of x."""
+    found = empty(x, n, x.dtype)
+    found.fill(0)
+    return found
+
+
 def host(array) -> np.ndarray:
     """The array in host memory; waits for the device where it has to come from there."""
     return _device.read(array) if _device.is_array(array) else array

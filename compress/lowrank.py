@@ -386,17 +386,17 @@ class _Layout:
         """Of each matrix the rows as decoded, made orthonormal in their order (note D)."""
         found, at = [], 0
         for (m, _), r in zip(self.matrices, ranks, strict=True):
-            found.append(_orthonormal(left[at : at + r * m].reshape(r, m)))
+            found.append(orthonormal(left[at : at + r * m].reshape(r, m)))
             at += r * m
         return found
 
 
-def _orthonormal(rows) -> np.ndarray:
-    """A basis of the rows, in their order; zeros in place of a row that those before it span."""
-    basis = np.empty_like(rows)
+def orthonormal(rows):
+    """A basis of the rows, in their order; zeros in place of a row that those before it span. NumPy's or CuPy's."""
+    basis = kernels.empty(rows, rows.size, rows.dtype)
     if rows.size:
-        _kernels.orthonormal(rows.reshape(-1), len(rows), basis.reshape(-1))
-    return basis
+        kernels.of(rows).orthonormal(rows.reshape(-1), len(rows), basis)
+    return basis.reshape(rows.shape)
 
 
 def _singular(matrix, count: int, seed: int):

@@ -33,6 +33,7 @@ from .comm import Communicator
 from .compressor import Compressor, positive_int
 from .eden import Eden
 from .key import Key
+from .lowrank import orthonormal
 
 _LEFT, _RIGHT = 0x6C, 0x72  # sub-streams of a round's key
 _FEW = 8 * 32 * 1024  # bits, that take less time than an exchange does
@@ -139,21 +140,15 @@ class _Reduction:
         own = sum(m * n for m, n, _ in self.matrices)
         if like.size != own:
             raise ValueError(f"PowerIteration: tensors of {own} coordinates in a vector of {like.size}")
-
-        def zeros():
-            vector = kernels.empty(like, own, like.dtype)
-            vector.fill(0)
-            return vector
-
         size = sum(r * n for _, n, r in self.matrices)
         words, host = np.empty(-(-size // 4) * 4, np.uint32), kernels.of(np.empty(0))
         host.philox_words(Key(0).word, 0, host.UNIFORM_STREAM, words)
         q = (words[:size] * 2.0**-31 - 1).astype(like.dtype)
-        return AllReduceState(tuple(zeros() for _ in comm.workers), (), kernels.like(like, q))
+        return AllReduceState(tuple(kernels.zeros(like, own) for _ in comm.workers), (), kernels.like(like, q))
 
     def mean(self, comm: Communicator, state, rows: Sequence, key: Key, out=None, spent: Spent | None = None):
         """As `AllReduce.mean`."""
-        spent, like, targets, ws = Spent() if spent is None else spent, state.up[0], [], []
+        spent, like, made, targets, ws = Spent() if spent is None else spent, state.up[0], [], [], []
         (left_size, by_left), (right_size, by_right) = self.parts(comm.n)
 
         def left():
@@ -161,15 +156,15 @@ class _Reduction:
             if [(x.size, x.dtype) for x in vectors] != [(error.size, error.dtype) for error in state.up]:
                 sizes = [x.size for x in vectors]
                 raise ValueError(f"{len(sizes)} rows of {sizes} numbers, not of the state: make one by init")
-            kernels.output(out, like.size, like.dtype, like)
+            made.append(kernels.output(out, like.size, like.dtype, like))
             targets.extend(x + error for x, error in zip(vectors, state.up, strict=True))
-            bases = [_orthonormal(q) for q in self._bases(state.shared)]
+            bases = [orthonormal(q) for q in self._bases(state.shared)]
             return [_joined(map(_times, bases, self._whole(target)), target) for target in targets]
 
         def right():
             if isinstance(factors, _Failed):  # nobody has been told where there is no left factor
                 raise factors.error
-            ws.extend(_orthonormal(basis) for basis in self._left(w))
+            ws.extend(orthonormal(basis) for basis in self._left(w))
             return [_joined(map(_within, ws, self._whole(target)), target) for target in targets]
 
         with spent.on("encode"):
@@ -182,7 +177,7 @@ class _Reduction:
             by_right = replace(by_right, memory="error")  # of this round: the next has another W
             start = by_right.init(comm, like=kernels.empty(like, right_size, like.dtype))
         b, (lost, owned, _) = by_right.mean(comm, start, told, key.fold(_RIGHT), spent=spent)
-        mean = kernels.output(out, like.size, like.dtype, like)
+        (mean,) = made
         with spent.on("decode"):
             for x, w, part in zip(self._whole(mean), ws, self._right(b), strict=True):
                 if w.size:
@@ -253,14 +248,6 @@ def _joined(matrices, like):
 
 def _flat(x):
     return x.reshape(-1)
-
-
-def _orthonormal(w):
-    """A basis of the rows of W, in order, with rows of zeros for those that depend on the ones before."""
-    basis = _xp(w).empty_like(w)
-    if w.size:
-        kernels.of(w).orthonormal(_flat(w), len(w), _flat(basis))
-    return basis
 
 
 def _xp(x):

@@ -139,3 +139,19 @@ class Backend:
 
     def __call__(self, C):
         return C if self.name == "cpu" else OnDevice(C)
+
+
+def same_on_the_grid(reduce, comm, rows, key) -> None:
+    """Two rounds of a reduction on the grid have the bits that they have on NumPy's arrays."""
+    state, there = reduce.init(comm, like=rows[0]), None
+    use("grid")
+    grid = device.cupy()
+    try:
+        for t in range(2):
+            mean, state = reduce.mean(comm, state, rows, key.at(t))
+            moved = [grid.asarray(row.copy()) for row in rows]
+            there = reduce.init(comm, like=moved[0]) if there is None else there
+            other, there = reduce.mean(comm, there, moved, key.at(t))
+            assert isinstance(other, grid.ndarray) and other.get().tobytes() == mean.tobytes()
+    finally:
+        device._cupy = None

@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-from backends import use
-from cuda_on_cpu import cupy_on_cpu
+from backends import same_on_the_grid
 
 import compress
-from compress._gpu import device
 from compress.allreduce import AllReduce, AllReduceState, Spent, slices
 from compress.combine import contractive
 from compress.comm import HEADER
@@ -131,17 +129,7 @@ def test_the_bits_are_the_same_on_the_gpu(C, memory):
     comm, rows = compress.Local(3), gaussian(3, 3000)
     for pattern in ("gather", "two-shot"):
         reduce = AllReduce(C, pattern=pattern, memory=memory, decay=0.9)
-        state, there = reduce.init(comm, 3000), None
-        use("grid")
-        try:
-            for t in range(2):
-                mean, state = reduce.mean(comm, state, rows, KEY.at(t))
-                moved = [cupy_on_cpu.asarray(row.copy()) for row in rows]
-                there = reduce.init(comm, like=moved[0]) if there is None else there
-                other, there = reduce.mean(comm, there, moved, KEY.at(t))
-                assert isinstance(other, cupy_on_cpu.ndarray) and other.get().tobytes() == mean.tobytes()
-        finally:
-            device._cupy = None
+        same_on_the_grid(reduce, comm, rows, KEY)
 
 
 # What travels

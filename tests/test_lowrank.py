@@ -7,7 +7,7 @@ import pytest
 
 import compress
 from compress import LowRank
-from compress.lowrank import _orthonormal, _singular
+from compress.lowrank import _singular, orthonormal
 
 KEY = compress.Key(3)
 SHAPES = ((96, 64), (96,), (30, 4, 3, 3), (7,), (64, 200))
@@ -127,12 +127,12 @@ def test_rows_as_decoded_become_orthonormal(dtype):
         rows = np.sign(rng.standard_normal((r, m)) + 0.5).astype(dtype)
         rows[r // 2] = rows[0] + 1e-3 * rng.standard_normal(m)
         rows[r // 3] *= 0 if r > 3 else 1
-        found = _orthonormal(rows)
+        found = orthonormal(rows)
         assert found.dtype == dtype and found == pytest.approx(gram_schmidt(rows).astype(float), abs=1e-6)
         gram = found.astype(float) @ found.T
         assert gram == pytest.approx(np.diag(np.diag(gram).round()), abs=1e-6)
     rows[5], rows[9, 3] = rows[2], np.inf  # spanned before, or nothing an encoder writes
-    found = _orthonormal(rows)
+    found = orthonormal(rows)
     assert np.isfinite(found).all() and not found[5].any() and not found[9].any()
 
 
@@ -149,7 +149,7 @@ def test_the_receiver_adds_outer_products_in_order():
         for part, count, word in zip(parts, (r * 700, r * 90 + 50), (1, 2), strict=True)
     )
     whole = np.zeros((700, 90), np.float32)
-    for row, other in zip(_orthonormal(left.reshape(r, 700)), right[:-50].reshape(r, 90), strict=True):
+    for row, other in zip(orthonormal(left.reshape(r, 700)), right[:-50].reshape(r, 90), strict=True):
         whole += row[:, None] * other
     y = C.decode(message, KEY)
     assert r > 1 and exponent == 0 and np.array_equal(y, np.concatenate([whole.ravel(), right[-50:]]))

@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-from backends import use
-from cuda_on_cpu import cupy_on_cpu
+from backends import same_on_the_grid
 
 import compress
-from compress._gpu import device
 from compress.allreduce import AllReduceState, Refused, Spent
 
 KEY = compress.Key(2)
@@ -193,17 +191,7 @@ def test_the_bits_are_the_same_on_the_gpu(pattern):
     """Its kernels, on the host."""
     rows, comm = gaussian(3), compress.Local(3)
     reduce = compress.PowerIteration(4, pattern=pattern, decay=0.9).of(SHAPES)
-    state, there = reduce.init(comm, SIZE), None
-    use("grid")
-    try:
-        for t in range(2):
-            mean, state = reduce.mean(comm, state, rows, KEY.at(t))
-            moved = [cupy_on_cpu.asarray(row.copy()) for row in rows]
-            there = reduce.init(comm, like=moved[0]) if there is None else there
-            other, there = reduce.mean(comm, there, moved, KEY.at(t))
-            assert isinstance(other, cupy_on_cpu.ndarray) and other.get().tobytes() == mean.tobytes()
-    finally:
-        device._cupy = None
+    same_on_the_grid(reduce, comm, rows, KEY)
 
 
 def test_the_same_in_float64_by_out_and_by_key():

@@ -256,9 +256,7 @@ def coin(key, p: float) -> bool:
 
 def zeros_like(x):
     """A zero vector of x's dtype on its backend."""
-    zeros = kernels.empty(x, x.size, x.dtype)
-    zeros.fill(0)
-    return zeros
+    return kernels.zeros(x, x.size)
 
 
 class _Kept(threading.local):
