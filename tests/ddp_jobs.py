@@ -917,6 +917,98 @@ def replicated():
     raises(ValueError, r"weight is placed as", lambda: FSDPHook(compress.Eden(2)).register(layer))
 
 
+class Given(nn.Module):
+    """A network whose gradients are what it is called with, to the bit."""
+
+    SHAPES = (64, 70), (40,), (90, 64), (8, 3, 50)
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.weights = nn.ParameterList(torch.zeros(shape, dtype=dtype) for shape in self.SHAPES)
+
+    def forward(self, gradients):
+        return sum((p * g).sum() for p, g in zip(self.weights, gradients, strict=True))
+
+    @classmethod
+    def gradients(cls, step, device, dtype=torch.float32):
+        """Of this rank in a step, the same on every device."""
+        generator = torch.Generator().manual_seed(1000 * step + RANK)
+        return [torch.randn(shape, generator=generator).to(device, dtype) for shape in cls.SHAPES]
+
+
+def given_alike(models, hooks, step, local=lambda gradient: gradient, dtype=torch.float32):
+    """A step of the model on each device, after which gradients and what the hooks hold are the same bits."""
+    found = []
+    for device, model in models.items():
+        model.zero_grad()
+        model(Given.gradients(step, device, dtype)).backward()
+        gradients = [local(p.grad) for p in model.parameters()]
+        assert all(gradient.device.type == device for gradient in gradients)
+        state = hooks[device].state_dict()["states"]
+        left = [t for each in state for what in ("up", "down", "shared") for t in each[what]]
+        assert all(t.device.type == device for t in left)
+        found.append([t.cpu().contiguous() for t in (*gradients, *left)])
+    for here, there in zip(*found, strict=True):
+        assert torch.equal(here.view(torch.uint8), there.view(torch.uint8)), step
+    assert any(gradient.any() for gradient in found[0])
+
+
+def on_a_gpu():
+    """What a hook makes of gradients on a GPU is what it makes of them on the CPU; a run goes on there."""
+    for options in (
+        {"compressor": compress.ScaledSign(), "pattern": "two-shot", "dense": torch.bfloat16},
+        {"compressor": compress.Eden(2), "pattern": "two-shot", "decay": 0.9},
+        {"compressor": compress.Eden(2), "pattern": "gather", "dtype": torch.bfloat16},
+        {"compressor": compress.ChunkTopK(64, 4), "pattern": "gather", "dtype": torch.float64},
+        {"compressor": compress.Trellis(bits=1), "pattern": "two-shot"},  # of varying length
+        {"compressor": compress.StandardDithering(7, "linf", 1024), "pattern": "two-shot", "shift": True},
+        {"compressor": PowerIteration(4, pattern="two-shot"), "pattern": "two-shot"},
+        {"compressor": PowerIteration(2, compress.UniformQuantizer(bits=3), pattern="gather"), "pattern": "gather"},
+        {"compressor": compress.Eden(2)},  # which measures
+    ):
+        options = dict(options)
+        dtype = options.pop("dtype", torch.float32)
+        hooks = {device: DDPHook(warmup_steps=1, min_size=100, **options) for device in ("cpu", "cuda")}
+        models = {device: distributed(hook, Given(dtype).to(device)) for device, hook in hooks.items()}
+        for step in range(5 if "pattern" in options else 12):
+            given_alike(models, hooks, step, dtype=dtype)
+        on_gpu = hooks["cuda"]
+        assert on_gpu.report().wire == hooks["cpu"].report().wire > 0
+        if "pattern" not in options:
+            continue
+        bad = Given.gradients(step, "cuda", dtype)
+        if RANK:
+            bad[2][5, 5] = np.nan
+        loss = models["cuda"](bad)
+        raises(Refused, r"weights\.2: 1 NaN or Inf among 5760 elements, on rank 1", loss.backward)
+        again = copy.deepcopy(on_gpu)
+        model = distributed(again, Given(dtype).to("cuda"))
+        again.load_state_dict(on_gpu.state_dict())
+        hooks["cuda"], models["cuda"] = again, model
+        given_alike(models, hooks, step + 1, dtype=dtype)
+
+
+def sharded_on_a_gpu():
+    """The same of FSDP2."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from compress.torch import FSDPHook
+
+    for options in (
+        {"compressor": compress.Eden(2), "decay": 0.9},
+        {"compressor": compress.Trellis(bits=1)},
+        {"compressor": compress.Eden(6), "error_feedback": False},
+    ):
+        hooks = {device: FSDPHook(warmup_steps=1, **options) for device in ("cpu", "cuda")}
+        models = {}
+        for device, hook in hooks.items():
+            models[device] = fully_shard(Given().to(device), mesh=init_device_mesh(device, (RANKS,)))
+            hook.register(models[device])
+        for step in range(5):
+            given_alike(models, hooks, step, lambda gradient: gradient.to_local())
+
+
 def dtype_of(options):
     return {key: value for key, value in options.items() if key == "dtype"}
 

@@ -83,6 +83,13 @@ def start(rank, size, folder, name="world"):
     )
 
 
+def meet(folder, name, rank, ranks):
+    """All are here before one goes on and closes its connections, which may take with them what was sent last."""
+    Path(f"{folder}/{name}.{rank}").touch()
+    while not all(Path(f"{folder}/{name}.{other}").exists() for other in ranks):
+        time.sleep(0.02)
+
+
 # Jobs
 
 
@@ -307,6 +314,7 @@ def killed(rank, size, folder):
     start(rank, size, folder)
     model, inner, outer = made(rank, 4)
     train(model, inner, outer, rank, 10)
+    meet(folder, "ten", rank, range(size))
     if rank == 2:
         os._exit(1)
     state, began = outer._fragments[0].state, time.monotonic()
@@ -319,6 +327,7 @@ def killed(rank, size, folder):
     assert one(everywhere(outer.rounds, pair)) == 4
     one(everywhere(checksum(model), pair))
 
+    meet(folder, "pair", rank, range(2))
     dist.destroy_process_group()
     reborn.touch()
     start(rank, size, folder, "again")
@@ -344,7 +353,7 @@ def goes_on(model, inner, outer, rank):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    name, rank, size, folder = sys.argv[1:]
-    globals()[name](int(rank), int(size), folder)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    name, (rank, size), folder = sys.argv[1], map(int, sys.argv[2:4]), sys.argv[4]
+    globals()[name](rank, size, folder)
+    meet(folder, "end", min(rank, size - 1), range(size))  # one may have taken the place of the last
+    dist.destroy_process_group()

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from backends import use
 
 torch = pytest.importorskip("torch")
 dist = pytest.importorskip("torch.distributed")
@@ -66,6 +67,15 @@ def test_who_is_left_is_told(job, tmp_path):
     told = launch(job, tmp_path)
     for status, output in told[:1] if job == "killed" else told:
         assert status == 7 and "noticed" in output, output
+
+
+@pytest.mark.parametrize("job", ["on_a_gpu", "sharded_on_a_gpu"])
+def test_ranks_that_share_a_gpu(job, tmp_path):
+    use("gpu")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU for this build of torch")
+    for rank, (status, output) in enumerate(launch(job, tmp_path)):
+        assert status == 0 and f"rank {rank} is done" in output, output
 
 
 @pytest.fixture
