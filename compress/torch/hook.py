@@ -781,9 +781,16 @@ def same_stream(device):
     if device.type != "cuda":
         yield
         return
-    cuda, stream = _device.cupy().cuda, torch.cuda.current_stream(device)
-    with cuda.Device(device.index), cuda.ExternalStream(stream.cuda_stream, device.index):
+    cuda, stream = _device.cupy().cuda, _Foreign(torch.cuda.current_stream(device).cuda_stream)
+    with cuda.Device(device.index), cuda.Stream.from_external(stream):
         yield
+
+
+class _Foreign(int):
+    """A stream's handle, by CUDA's protocol, which not all versions of torch speak."""
+
+    def __cuda_stream__(self):
+        return 0, int(self)
 
 
 def _adjoining(parts) -> torch.Tensor | None:
