@@ -199,12 +199,15 @@ class _Search:
             return self.attempt(self.x, self.key, step, plan).payload()
         # the step must not know the dither, or the error would depend on it: another one is tried out
         trial = self.key.fold(_TRIAL) if c.unbiased else self.key
-        plan, step, slope = self.planned(trial)
+        attempt, slope = self.planned(trial)
+        plan, step = attempt.plan, attempt.step
         measured = c.rate is None or self.x.size <= 4 * _SAMPLE
         steps, best = _Steps(self, slope), (math.inf, step)
+        if attempt.size < self.x.size:
+            attempt = None
         for _ in range(_STEPS):
-            attempt = None  # frees its arrays before the next takes its own
-            attempt = self.attempt(self.x, trial, step, plan, measured)
+            if attempt is None:
+                attempt = self.attempt(self.x, trial, step, plan, measured)
             miss = attempt.miss(self.rms)
             if abs(miss) <= max(_NEAR, self.byte) or (step <= self.finest and miss < 0):
                 if not c.unbiased:
@@ -212,6 +215,7 @@ class _Search:
                 break
             best = min(best, (abs(miss), step))
             step = steps.next(step, miss)
+            attempt = None  # frees its arrays before the next takes its own
         else:
             step = best[1]
         attempt = None
@@ -228,7 +232,8 @@ class _Search:
         return attempt.payload()
 
     def planned(self, key):
-        """From samples a plan, the step with which it would meet the target, and how the miss goes with the step."""
+        """The last attempt at a sample, whose plan and step would meet the target, and how the miss goes with the step.
+        The sample of a short x is x."""
         c, x = self.c, self.x
         if c.rate is None:
             step = _short(self.rms * math.sqrt(12 * c.nmse) / 2)
@@ -238,13 +243,12 @@ class _Search:
             step = _short(rms * 2.0**-c.rate * 1.6)
         tried, few = [], self.sample(_SAMPLE // (2 if c.context else 4))
         for labels in c._labels():
-            attempt, plan, slope = self.lessons(key, few, 0.03, step, _Plan(labels=labels))
+            attempt, _ = self.lessons(key, few, 0.03, step, _Plan(labels=labels))
             step, miss = attempt.step, attempt.miss(self.rms)
             loss = math.log2(max(attempt.error(self.rms), 1e-300)) + 2 * attempt.rate() + 10 * max(abs(miss) - 0.03, 0)
-            tried.append((loss + 0.01 * labels, step, plan))
+            tried.append((loss + 0.01 * labels, step, attempt.plan))
         _, step, plan = min(tried, key=lambda t: t[0])
-        attempt, plan, slope = self.lessons(key, self.sample(_SAMPLE), _NEAR / 2, step, plan)
-        return plan, attempt.step, slope
+        return self.lessons(key, self.sample(_SAMPLE), _NEAR / 2, step, plan)
 
     def sample(self, size):
         return _sample(self.x, size, self.c._neighbours())
@@ -262,7 +266,7 @@ class _Search:
             # costs learned far from the rate, and a step found with them, can chase each other for ever
             if first or (lessons < _LESSONS and abs(miss) < 0.3):
                 plan, steps, lessons, first = attempt.learn(), _Steps(self, steps.slope), lessons + 1, False
-        return attempt, attempt.plan, steps.slope
+        return attempt, steps.slope
 
     def taught(self, step):
         """A plan for a step that is given."""

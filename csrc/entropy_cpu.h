@@ -73,8 +73,8 @@ HD __m512i entropy_codes16(const EntropySource* s, i64 p, const int models) {
   return _mm512_i32gather_epi32(index, (const int*)s->table, 4);
 }
 
-HD __m512i entropy_extra16(const u16* extra) {
-  const __m512i e = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)extra)), bits = _mm512_srli_epi32(e, 12),
+HD __m512i entropy_extra16(__m256i extra) {
+  const __m512i e = _mm512_cvtepu16_epi32(extra), bits = _mm512_srli_epi32(e, 12),
                 low = _mm512_and_si512(e, _mm512_set1_epi32(0xfff));
   return _mm512_or_si512(
       _mm512_srlv_epi32(_mm512_set1_epi32(ENTROPY_SLOTS), bits),
@@ -89,8 +89,8 @@ HD u16* entropy_put_steps(const EntropySource* s, i64 steps, u32* x, u16* end, c
   __m512i a = _mm512_loadu_si512(x), b = _mm512_loadu_si512(x + 16);
   for (; p >= 0; p -= ENTROPY_LANES) {
     if (extras) {
-      end = entropy_put16(&b, entropy_extra16(s->extra + p + 16), end);
-      end = entropy_put16(&a, entropy_extra16(s->extra + p), end);
+      end = entropy_put16(&b, entropy_extra16(_mm256_loadu_si256((const __m256i*)(s->extra + p + 16))), end);
+      end = entropy_put16(&a, entropy_extra16(_mm256_loadu_si256((const __m256i*)(s->extra + p))), end);
     }
     end = entropy_put16(&b, entropy_codes16(s, p + 16, models), end);
     end = entropy_put16(&a, entropy_codes16(s, p, models), end);
@@ -100,6 +100,28 @@ HD u16* entropy_put_steps(const EntropySource* s, i64 steps, u32* x, u16* end, c
 #else
   (void)models, (void)extras;
   for (; p >= 0; p -= ENTROPY_LANES) end = entropy_put_step(s, p, ENTROPY_LANES, x, end, 1);
+#endif
+  return end;
+}
+
+/* The same of at most 16 lanes. A symbol of frequency ENTROPY_SLOTS, that of lanes that are not there, changes nothing. */
+HD u16* entropy_put_few(const EntropySource* s, i64 steps, int lanes, u32* x, u16* end) {
+  i64 p = lanes * (steps - 1);
+#ifdef ENTROPY_VECTOR
+  const __mmask16 here = (__mmask16)((1u << lanes) - 1);
+  const __m512i none = _mm512_set1_epi32(ENTROPY_SLOTS);
+  __m512i a = _mm512_loadu_si512(x);
+  for (; p >= 0; p -= lanes) {
+    __m512i index = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(here, s->symbol + p));
+    if (s->model)
+      index =
+          _mm512_or_si512(index, _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(here, s->model + p)), 8));
+    if (s->extra) end = entropy_put16(&a, entropy_extra16(_mm256_maskz_loadu_epi16(here, s->extra + p)), end);
+    end = entropy_put16(&a, _mm512_mask_i32gather_epi32(none, here, index, (const int*)s->table, 4), end);
+  }
+  _mm512_storeu_si512(x, a);
+#else
+  for (; p >= 0; p -= lanes) end = entropy_put_step(s, p, lanes, x, end, 1);
 #endif
   return end;
 }
@@ -139,8 +161,7 @@ static u16* entropy_encode_chunk(const EntropySource* s, i64 n, u16* end, u8* he
     --t;
     end = entropy_put_step(s, t * lanes, (int)(n - t * lanes), x, end, 1);
   }
-  if (lanes < ENTROPY_LANES)
-    while (t-- > 0) end = entropy_put_step(s, t * lanes, lanes, x, end, 1);
+  if (lanes < ENTROPY_LANES) end = entropy_put_few(s, t, lanes, x, end);
   else if (s->extra) end = entropy_put_steps(s, t, x, end, s->model != 0, 1);
   else if (s->model) end = entropy_put_steps(s, t, x, end, 1, 0);
   else end = entropy_put_steps(s, t, x, end, 0, 0);
@@ -224,11 +245,12 @@ HD u32 entropy_take_low(u32* x, u32 bits, const u8** word) {
 }
 
 #ifdef ENTROPY_VECTOR
-HD __m512i entropy_take16(__m512i* x, __m512i slot, const u8** word) {
+/* Of the lanes that are `here`; the others stay ENTROPY_LOW. */
+HD __m512i entropy_take16(__m512i* x, __m512i slot, const u8** word, const __mmask16 here) {
   const __m512i f =
       _mm512_add_epi32(_mm512_and_si512(_mm512_srli_epi32(slot, 8), _mm512_set1_epi32(0xfff)), _mm512_set1_epi32(1));
-  const __m512i v =
-      _mm512_add_epi32(_mm512_mullo_epi32(f, _mm512_srli_epi32(*x, ENTROPY_PRECISION)), _mm512_srli_epi32(slot, 20));
+  const __m512i v = _mm512_mask_add_epi32(*x, here, _mm512_mullo_epi32(f, _mm512_srli_epi32(*x, ENTROPY_PRECISION)),
+                                          _mm512_srli_epi32(slot, 20));
   const __mmask16 low = _mm512_cmplt_epu32_mask(v, _mm512_set1_epi32(ENTROPY_LOW));
   const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)*word));
   *x = _mm512_mask_or_epi32(v, low, _mm512_slli_epi32(v, 16), _mm512_maskz_expand_epi32(low, words));

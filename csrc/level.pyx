@@ -42,7 +42,7 @@ cdef extern from "level_cpu.h" nogil:
     int level_is_more(u32)
     f64 level_read_escape(EntropyBits*, int*)
     int level_count_few(const u8*, const u8*, i64, int, u32*)
-    void level_moments(const f32*, const i32*, i64, int, i64, int, f64*, i64)
+    void level_moments(const f32*, const i32*, i64, int, int, i64, int, f64*, i64)
     void level_dither(u64, i64, u64, int, f32*, u8*)
 
 LEVEL_OCTAVES = <int>LEVEL_CONTEXTS
@@ -136,12 +136,21 @@ cdef void draw_dither(const LevelCode* c, LevelRoom* room, i64 first, i64 n, u64
             room.phase[t * lanes + lane] = room.natural[r.start + t]
 
 
+cdef bint is_packed(const LevelCode* c) noexcept nogil:
+    """Do steps of fewer lanes follow each other without a gap? Each level is then its coordinate's alone."""
+    return c.states == 1 and not c.context
+
+
 cdef void scale_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, LevelRoom* room) noexcept nogil:
     """a[step][lane] = x / step + u, TRELLIS_FAR where |x| / step is; zeros where there is no coordinate."""
+    cdef bint packed = is_packed(c)
     cdef int lanes = room.lanes, lane
     cdef i64 p, t, block, steps = ceil_div(n, lanes)
+    cdef f32* to
     cdef Run r
-    if lanes < ENTROPY_LANES or n % ENTROPY_LANES:
+    if packed:
+        memset(room.a + n, 0, 4 * (steps * lanes - n))
+    elif lanes < ENTROPY_LANES or n % ENTROPY_LANES:
         memset(room.a, 0, 4 * ENTROPY_LANES * steps)
     if c.context:
         for block in range(0, steps, 16):       # a few lines of memory at a time
@@ -150,10 +159,11 @@ cdef void scale_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, Lev
                 for t in range(block, min(block + 16, r.length)):
                     p = r.start + t
                     room.a[t * ENTROPY_LANES + lane] = level_scaled(x[p] * inverse, room.u[p] if c.dithered else 0)
-    elif lanes < ENTROPY_LANES:
-        for p in range(n):
-            t = p // lanes * ENTROPY_LANES + p % lanes
-            room.a[t] = level_scaled(x[p] * inverse, room.u[p] if c.dithered else 0)
+    elif lanes < ENTROPY_LANES and not packed:
+        for t in range(steps):
+            to = room.a + t * ENTROPY_LANES - t * lanes
+            for p in range(t * lanes, min(n, (t + 1) * lanes)):
+                to[p] = level_scaled(x[p] * inverse, room.u[p] if c.dithered else 0)
     elif c.dithered:
         for p in range(n):
             room.a[p] = level_scaled(x[p] * inverse, room.u[p])
@@ -189,22 +199,25 @@ cdef void uniform_chunk(bint dithered, i64 places, f32 dead, f32 rounding, Level
 cdef void quantize_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, const TrellisCost* cost, f32 dead,
                          f32 rounding, LevelRoom* room, f64* moment, i64 groups) noexcept nogil:
     """room.level: w of n coordinates in the order of coding; moment: sums of their groups (level.h), or NULL."""
-    cdef int lanes = room.lanes
-    cdef i64 p, steps = ceil_div(n, lanes)
+    cdef int lanes = room.lanes, stride = lanes if is_packed(c) else ENTROPY_LANES
+    cdef i64 p, t, steps = ceil_div(n, lanes)
     cdef bint follow = c.context and not c.dithered
+    cdef i32* at
     scale_chunk(c, x, n, inverse, room)
     if c.states == 1:
-        uniform_chunk(c.dithered != 0, steps * ENTROPY_LANES, dead, rounding, room)
+        uniform_chunk(c.dithered != 0, steps * stride, dead, rounding, room)
     else:
         if follow:
             guess_octaves(c, steps, room)
         trellis_search_of(room.a, room.octave if follow else NULL, steps, NULL if c.dithered else cost, room.decision,
                           room.level, c.labels, c.states)
     if moment != NULL:
-        level_moments(room.a, room.level, steps, lanes, n, c.labels, moment, groups)
-    if lanes < ENTROPY_LANES:
-        for p in range(n):
-            room.level[p] = room.level[p // lanes * ENTROPY_LANES + p % lanes]
+        level_moments(room.a, room.level, steps, stride, lanes, n, c.labels, moment, groups)
+    if lanes < stride:
+        for t in range(steps):
+            at = room.level + t * ENTROPY_LANES - t * lanes
+            for p in range(t * lanes, min(n, (t + 1) * lanes)):
+                room.level[p] = at[p]
 
 
 cdef enum:

@@ -152,7 +152,7 @@ HD __m512i level_mean16(__m512i mean, __m512i magnitude, int gain) {
 }
 
 HD void level_symbol16(Level16* l, __m512i* x, __m512i state, __m512i octave, const LevelCode* c, const u32* table,
-                       const u8* phase, const u8** word) {
+                       const u8* phase, const u8** word, const __mmask16 here) {
   const __m512i zero = _mm512_setzero_si512();
   __m512i model;
   l->q = c->states > 1 ? level_parity16(state, trellis_parity_polynomial(c->states)) : zero;
@@ -167,20 +167,20 @@ HD void level_symbol16(Level16* l, __m512i* x, __m512i state, __m512i octave, co
                                                        _mm512_set1_epi32(level_models_each(c))));
   model = _mm512_or_si512(_mm512_slli_epi32(model, ENTROPY_PRECISION),
                           _mm512_and_si512(*x, _mm512_set1_epi32(ENTROPY_SLOTS - 1)));
-  l->symbol = _mm512_and_si512(entropy_take16(x, _mm512_i32gather_epi32(model, (const int*)table, 4), word),
+  l->symbol = _mm512_and_si512(entropy_take16(x, _mm512_i32gather_epi32(model, (const int*)table, 4), word, here),
                                _mm512_set1_epi32(255));
   l->bucket = _mm512_abs_epi32(_mm512_sub_epi32(l->symbol, _mm512_set1_epi32(128)));
   l->bucket = _mm512_maskz_mov_epi32(_mm512_cmpgt_epi32_mask(l->symbol, _mm512_set1_epi32(1)), l->bucket);
-  l->bits = _mm512_maskz_sub_epi32(_mm512_cmpge_epi32_mask(l->bucket, _mm512_set1_epi32(LEVEL_EXACT)),
+  l->bits = _mm512_maskz_sub_epi32(_mm512_mask_cmpge_epi32_mask(here, l->bucket, _mm512_set1_epi32(LEVEL_EXACT)),
                                    _mm512_srli_epi32(l->bucket, 3), _mm512_set1_epi32(2));
 }
 
-HD __m512i level_low16(__m512i* x, __m512i shift, const u8** word) {
+HD __m512i level_low16(__m512i* x, __m512i shift, const u8** word, const __mmask16 here) {
   const __m512i s = _mm512_and_si512(*x, _mm512_set1_epi32(ENTROPY_SLOTS - 1)),
                 left = _mm512_sub_epi32(_mm512_set1_epi32(ENTROPY_PRECISION), shift), low = _mm512_srlv_epi32(s, left),
                 offset = _mm512_sub_epi32(s, _mm512_sllv_epi32(low, left)),
                 f1 = _mm512_sub_epi32(_mm512_srlv_epi32(_mm512_set1_epi32(ENTROPY_SLOTS), shift), _mm512_set1_epi32(1));
-  entropy_take16(x, _mm512_or_si512(_mm512_slli_epi32(f1, 8), _mm512_slli_epi32(offset, 20)), word);
+  entropy_take16(x, _mm512_or_si512(_mm512_slli_epi32(f1, 8), _mm512_slli_epi32(offset, 20)), word, here);
   return low;
 }
 
@@ -223,10 +223,12 @@ HD __m512i level_finish16(const Level16* l, __m512i low, int any, __m512i* state
 
 #endif
 
-/* Whole steps of 32 lanes while there are 128 bytes to read; returns the next step. */
-HD i64 level_take_steps(LevelReader* r, const LevelCode* c, i64 t, i64 steps, const u32* table, const u8* phase,
-                        i32* level) {
+/* Whole steps of all lanes while there are 128 bytes to read; returns the next step. With 16 lanes or fewer there is one
+   vector, of which more is written than is `here`: what follows goes there later. */
+HD i64 level_take_steps(LevelReader* r, const LevelCode* c, i64 t, i64 steps, int lanes, const u32* table,
+                        const u8* phase, i32* level, const int vectors) {
 #ifdef ENTROPY_VECTOR
+  const u16 here = vectors == 2 ? 0xffff : (u16)((1u << lanes) - 1);
   const u8* word = r->reader.word;
   const i64 columns = c->context ? c->columns : 0;
   i64 column = columns ? t % columns : t, row = columns ? t / columns : 0;
@@ -238,33 +240,34 @@ HD i64 level_take_steps(LevelReader* r, const LevelCode* c, i64 t, i64 steps, co
     mean[i] = _mm512_loadu_si512(r->past.mean + 16 * i);
   }
   for (; t < steps && r->reader.stop - word >= 4 * ENTROPY_LANES; ++t) {
-    const i64 p = t * ENTROPY_LANES;
+    const i64 p = t * (vectors == 2 ? ENTROPY_LANES : lanes);
     u32* const above = r->past.above[columns ? column : 0];
     Level16 l[2];
     __m512i low[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, octave[2] = {low[0], low[0]}, magnitude[2];
     int any;
     if (c->context)
 #pragma GCC unroll 2
-      for (i = 0; i < 2; ++i) {
+      for (i = 0; i < vectors; ++i) {
         const __m512i bits = level_logarithm16(mean[i]);
         octave[i] = level_octave16(
             row ? _mm512_srli_epi32(_mm512_add_epi32(bits, level_logarithm16(_mm512_loadu_si512(above + 16 * i))), 23)
                 : _mm512_srli_epi32(bits, 22));
       }
 #pragma GCC unroll 2
-    for (i = 0; i < 2; ++i)
-      level_symbol16(l + i, x + i, state[i], octave[i], c, table, c->dithered ? phase + p + 16 * i : 0, &word);
-    any = _mm512_test_epi32_mask(_mm512_or_si512(l[0].bits, l[1].bits), _mm512_set1_epi32(15)) != 0;
+    for (i = 0; i < vectors; ++i)
+      level_symbol16(l + i, x + i, state[i], octave[i], c, table, c->dithered ? phase + p + 16 * i : 0, &word, here);
+    any = _mm512_test_epi32_mask(vectors == 2 ? _mm512_or_si512(l[0].bits, l[1].bits) : l[0].bits,
+                                 _mm512_set1_epi32(15)) != 0;
     if (any)
 #pragma GCC unroll 2
-      for (i = 0; i < 2; ++i) low[i] = level_low16(x + i, l[i].bits, &word);
+      for (i = 0; i < vectors; ++i) low[i] = level_low16(x + i, l[i].bits, &word, here);
 #pragma GCC unroll 2
-    for (i = 0; i < 2; ++i)
+    for (i = 0; i < vectors; ++i)
       _mm512_storeu_si512(level + p + 16 * i, level_finish16(l + i, low[i], any, state + i, magnitude + i, c));
     if (c->context) {
       const int gain = level_gain(column), column_gain = level_column_gain(row);
 #pragma GCC unroll 2
-      for (i = 0; i < 2; ++i) {
+      for (i = 0; i < vectors; ++i) {
         mean[i] = level_mean16(mean[i], magnitude[i], gain);
         if (columns)
           _mm512_storeu_si512(above + 16 * i,
@@ -280,7 +283,7 @@ HD i64 level_take_steps(LevelReader* r, const LevelCode* c, i64 t, i64 steps, co
   }
   r->reader.word = word;
 #else
-  (void)r, (void)c, (void)steps, (void)table, (void)phase, (void)level;
+  (void)r, (void)c, (void)steps, (void)lanes, (void)table, (void)phase, (void)level, (void)vectors;
 #endif
   return t;
 }
@@ -301,8 +304,10 @@ HD EntropyFault level_decode(const u8* data, i64 size, u32 entry, i64 n, const L
   level_forget(&r.past, above, context ? c->columns : 0);
   memset(r.state, 0, sizeof r.state);
   for (; t < steps; ++t) {
-    if (lanes == ENTROPY_LANES && t < whole)
-      t = level_take_steps(&r, c, t, tail ? whole : n / lanes, table, phase, level);
+    if (t < whole && lanes == ENTROPY_LANES)
+      t = level_take_steps(&r, c, t, tail ? whole : n / lanes, lanes, table, phase, level, 2);
+    else if (t < whole && !context) /* with contexts it would be as much code again */
+      t = level_take_steps(&r, c, t, tail ? whole : n / lanes, lanes, table, phase, level, 1);
     if (tail && t == whole && (fault = entropy_open_tail(&r.reader, lanes)) != ENTROPY_FINE) return fault;
     if (t * lanes < n && !level_take_step(&r, c, t, table, dithered ? phase + t * lanes : 0,
                                           n - t * lanes < lanes ? (int)(n - t * lanes) : lanes, level + t * lanes))
@@ -385,8 +390,9 @@ static int level_count_few(const u8* restrict symbol, const u8* restrict model, 
   return 1;
 }
 
-/* Sums of moments by groups of steps (level.h), sum[k][group], of `lanes` lanes of [step][32] arrays. */
-static void level_moments(const f32* a, const i32* w, i64 steps, int lanes, i64 n, int labels, f64* sum, i64 groups) {
+/* Sums of moments by groups of steps (level.h), sum[k][group], of `lanes` lanes in rows of `stride`. */
+static inline void level_moments_of(const f32* a, const i32* w, i64 steps, int stride, int lanes, i64 n, int labels,
+                                    f64* sum, i64 groups) {
   f32 part[LEVEL_MOMENTS][ENTROPY_LANES];
   f64 lane[ENTROPY_LANES];
   i64 t, first;
@@ -394,10 +400,10 @@ static void level_moments(const f32* a, const i32* w, i64 steps, int lanes, i64 
   for (first = 0; first < steps; first += LEVEL_MOMENT_STEPS, ++sum) {
     memset(part, 0, sizeof part);
     for (t = first; t < steps && t < first + LEVEL_MOMENT_STEPS; ++t) {
-      const f32* v = a + t * ENTROPY_LANES;
-      const i32* wt = w + t * ENTROPY_LANES;
+      const f32* v = a + t * stride;
+      const i32* wt = w + t * stride;
       const int count = n - t * lanes < lanes ? (int)(n - t * lanes) : lanes;
-      for (i = 0; i < ENTROPY_LANES; ++i) {
+      for (i = 0; i < stride; ++i) {
         const LevelMoment m = level_moment(v[i], wt[i], i < count, labels);
         part[0][i] += m.of[0];
         part[1][i] += m.of[1];
@@ -414,6 +420,16 @@ static void level_moments(const f32* a, const i32* w, i64 steps, int lanes, i64 
         for (i = 0; i < half; ++i) lane[i] += lane[i + half];
       sum[k * groups] = lane[0];
     }
+  }
+}
+
+static void level_moments(const f32* a, const i32* w, i64 steps, int stride, int lanes, i64 n, int labels, f64* sum,
+                          i64 groups) {
+  switch (stride) { /* a constant, or loops are not vectors */
+    case 32: level_moments_of(a, w, steps, 32, lanes, n, labels, sum, groups); break;
+    case 16: level_moments_of(a, w, steps, 16, lanes, n, labels, sum, groups); break;
+    case 8: level_moments_of(a, w, steps, 8, lanes, n, labels, sum, groups); break;
+    default: level_moments_of(a, w, steps, stride, lanes, n, labels, sum, groups);
   }
 }
 

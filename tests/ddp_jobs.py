@@ -30,6 +30,7 @@ from compress.torch.hook import _Step
 
 RANK, RANKS = (int(word) for word in sys.argv[2:4])
 SMALL = {"bucket_cap_mb": 0.01}  # several buckets
+compress.torch.hook._TOGETHER = 0  # which do not wait for each other
 
 
 # A task: labels of a linear teacher, a network of three layers and one that is small
@@ -618,6 +619,46 @@ def several_tasks():
             assert hook.step == steps
             for p, q in zip(plain.parameters(), model.parameters(), strict=True):
                 near(q.grad, p.grad) if not spoils else near(q.grad, torch.zeros_like(q))
+
+
+def together():
+    """Small buckets of compressed steps go together, those of dense ones as they come; what a mean is stays the same."""
+    for least, layouts in ((1, [2, 2]), (2**20, [2, 1])):
+        compress.torch.hook._TOGETHER = least
+        plain, hook = distributed(), DDPHook(compress.Identity(), warmup_steps=3, pattern="two-shot", min_size=50)
+        model, groups = distributed(hook), []
+        for steps in (3, 7):
+            for losses in zip(train(plain, steps, lr=0.1), train(model, steps, lr=0.1), strict=True):
+                assert abs(losses[0] - losses[1]) < 1e-5
+            groups.append(hook.state_dict()["groups"])
+        same_everywhere(model)
+        assert [len(each) for each in groups] == layouts
+        assert [sorted(sum(each, [])) for each in groups] == [sorted(hook._parameters)] * 2
+
+        hook = DDPHook(compress.Eden(2), warmup_steps=2, pattern="gather")
+        model = distributed(hook)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        train(model, 6, optimizer=optimizer)
+        again, other = copy.deepcopy(hook), distributed()
+        again.register(other)
+        other.load_state_dict(model.state_dict())
+        again.load_state_dict(hook.state_dict())
+        train(model, 4, start=6, optimizer=optimizer)
+        train(other, 4, start=6, optimizer=torch.optim.SGD(other.parameters(), lr=0.1))
+        assert all(map(torch.equal, model.parameters(), other.parameters()))
+        assert len(again.state_dict()["groups"]) == layouts[1] and again.report().steps == 4
+        with clock() as now:  # "auto" turns dense while buckets of a step wait
+            hook = DDPHook(compress.ScaledSign(), warmup_steps=3)
+            model = distributed(hook)
+            slow(hook, now, 1)
+            train(model, 14)
+            assert not hook.off and len(hook.state_dict()["groups"]) == layouts[1]
+            train(model, 1)
+            assert hook.off and len(hook.state_dict()["groups"]) == layouts[1]
+            train(model, 1)
+            assert len(hook.state_dict()["groups"]) == 2
+            same_everywhere(model)
+    compress.torch.hook._TOGETHER = 0
 
 
 def power():

@@ -232,7 +232,7 @@ def ours(compressor, name: str) -> Setting:
 
         return encode, lambda message: None
 
-    return Setting(name, "ours", attach, work, coder, POWER_WARMUP if power else WARMUP, ddp=ONE_BUCKET)
+    return Setting(name, "ours", attach, work, coder, POWER_WARMUP if power else WARMUP)
 
 
 def named(name: str) -> Setting:

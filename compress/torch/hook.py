@@ -4,8 +4,10 @@ Design note
 -----------
 A. Gradients come in buckets, as backward makes them, and DDP cuts its buckets anew after the first step. The matrices
    of a bucket are one vector of `AllReduce`, with a state of its own; what is small or of one dimension, and all of a
-   dense step, goes by all_reduce. Where a vector has other parameters than before, its errors are put together from
-   those of its parameters. Shifts start at zero there: the owner of a slice holds the mean of those of another slice.
+   dense step, goes by all_reduce. Small buckets of a compressed step wait for the next and are one vector with it: what
+   their messages take is the time of an exchange. Where a vector has other parameters than before, its errors are put
+   together from those of its parameters. Shifts start at zero there: the owner of a slice holds the mean of those of
+   another slice.
 B. One thread takes the buckets in order, while backward makes the next ones. It has a process group of its own: DDP
    uses its group meanwhile.
 C. A step counts in full or not at all. States are replaced at its end; where it fails, its gradients are set to zero
@@ -32,6 +34,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import chain
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
@@ -56,6 +59,7 @@ _NONFINITE = "raise", "propagate"
 _DTYPES = torch.float32, torch.float64, torch.float16, torch.bfloat16
 _OPTIONS = "reduce", "dense", "nonfinite", "warmup_steps", "min_size", "key", "measures"
 _NAMED = 8  # gradients in a refusal
+_TOGETHER = 2**22  # bytes of gradients for which small buckets wait
 _SETTLING, _MEASURED = 2, 5  # steps of a kind that "auto" lets pass, and then measures
 
 
@@ -111,6 +115,7 @@ class _Step:
 
     planned: bool = False
     compressed: bool = False
+    together: bool = False  # small buckets wait for each other
     groups: list = field(default_factory=list)  # the names of parameters that came together
     modules: set = field(default_factory=set)  # of FSDP, those that have come
     states: dict = field(default_factory=dict)  # by the names of those that went compressed
@@ -252,7 +257,12 @@ class Hook:
         if not self._agreed:
             self._agree()
         self._decide()
-        step.compressed = self.step >= self._warmup and not self.off
+        step.compressed = self._is_due
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether steps are compressed from here on, as far as this rank knows."""
+        return self.step >= self._warmup and not self.off
 
     @property
     def _warmup(self) -> int:
@@ -576,7 +586,9 @@ class DDPHook(Hook):
             future.set_result(buffer)
             return future
         if bucket.index() == 0:
-            self._clock(self._begin())
+            step = self._begin()
+            self._clock(step)
+            step.together = self._is_due  # as it is before the thread decides on this step
         step = self._now
         if bucket.is_last():
             self._ends(step)
@@ -584,7 +596,8 @@ class DDPHook(Hook):
         parts = [g.as_strided((g.numel(),), (1,)) for g in bucket.gradients()]  # in the order of memory
         ready = torch.cuda.current_stream(buffer.device).record_event() if buffer.is_cuda else None
         step.held.append(_Bucket(names, parts, buffer, future, ready))
-        if bucket.is_last() or not self._resumed:
+        held = sum(each.buffer.nbytes for each in step.held)
+        if bucket.is_last() or not (self._resumed or (step.together and held < _TOGETHER)):
             self._thread.submit(self._work, step, step.held)
             step.held = []
         return future
@@ -596,7 +609,7 @@ class DDPHook(Hook):
                 try:
                     if step.failure is None and not step.planned:
                         self._plan(step)
-                    for names, parts in self._groups_of(buckets):
+                    for names, parts in self._groups_of(step, buckets):
                         if step.failure is None:
                             self._reduce(step, names, parts)
                 except Exception as error:
@@ -629,10 +642,11 @@ class DDPHook(Hook):
         """Whether a parameter's gradient travels compressed."""
         return p.dim() >= 2 and p.numel() >= self.min_size
 
-    def _groups_of(self, buckets):
-        """(names, gradients) of each bucket, or after load_state_dict of what was one (note F)."""
+    def _groups_of(self, step, buckets):
+        """(names, gradients) of buckets together or of each, or after load_state_dict of what was one (note F)."""
         if not self._resumed:
-            return [(bucket.names, bucket.parts) for bucket in buckets]
+            each = [(bucket.names, bucket.parts) for bucket in buckets]
+            return [tuple(map(_chained, zip(*each, strict=True)))] if step.together else each
         parts = {name: part for bucket in buckets for name, part in zip(bucket.names, bucket.parts, strict=True)}
         return [(names, [parts[name] for name in names]) for names in self._groups]
 
@@ -749,6 +763,10 @@ class DDPHook(Hook):
             step.totals["wire"] += received
 
         return arrived
+
+
+def _chained(sequences):
+    return type(sequences[0])(chain.from_iterable(sequences))
 
 
 def compressed_mean(hook, bucket):
