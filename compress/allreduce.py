@@ -414,12 +414,10 @@ class _Sent:
         return self._exchange(comm, spent, lambda messages: comm.alltoall(messages, lengths), comm.n)
 
     def _lengths(self, coder, sizes):
-        """Bytes of the payloads, where everybody knows them."""
-        if not coder.fixed_length:
-            return None
+        """Bytes that payloads are expected to have, where something can be."""
         dtype = _like(*self._given).dtype
-        bits = {size: coder.bits(size, dtype) for size in set(sizes)}
-        return [-(-bits[size] // 8) for size in sizes]
+        bits = {size: coder.expected_bits(size, dtype) for size in set(sizes)}
+        return None if None in bits.values() else [-(-bits[size] // 8) for size in sizes]
 
     def _exchange(self, comm, spent, send, copies=None):
         """What is heard of all, unless somebody refuses."""

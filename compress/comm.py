@@ -100,9 +100,10 @@ class Communicator(ABC):
     def allgather(self, messages: Sequence[Message], lengths: Sequence[int] | None = None) -> list[Message]:
         """The messages of all n workers, in their order, from those of the workers hosted here, in theirs.
 
-        lengths: bytes of the payload of each of the n workers, where every process knows them: an engine may then do
-        without telling them first. Collective: every process calls it, with messages of any length, also of none (size
-        0). Raises TypeError for what is no Message, ValueError where their number is not that of the workers hosted.
+        lengths: bytes that the payload of each of the n workers is expected to have, the same numbers on every process:
+        an engine may then send so many before anybody is told how long they are. Collective: every process calls it,
+        with messages of any length, also of none (size 0). Raises TypeError for what is no Message, ValueError where
+        their number is not that of the workers hosted.
         """
         everyone = self._gather(_messages(messages, len(self.workers), "of {} workers hosted here"), lengths)
         bits = sum(message.bits for message in everyone)
@@ -173,9 +174,9 @@ class Communicator(ABC):
         """From every worker to every other one a message of its own: for each worker hosted here the messages to it of
         all n, in their order.
 
-        messages: for each worker hosted here, in their order, those to all n, in theirs. lengths: bytes of a payload to
-        each of the n workers, as in `allgather`. Collective. What a worker says to itself travels nowhere and is not
-        counted; the others are counted once, as sent and as received. Raises as `allgather`.
+        messages: for each worker hosted here, in their order, those to all n, in theirs. lengths: bytes expected of a
+        payload to each of the n workers, as in `allgather`. Collective. What a worker says to itself travels nowhere
+        and is not counted; the others are counted once, as sent and as received. Raises as `allgather`.
         """
         messages = list(messages)
         if len(messages) != len(self.workers):

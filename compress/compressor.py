@@ -93,6 +93,10 @@ class Compressor(ABC):
         dtype matters where values travel as they are: Identity, alone or inside another compressor.
         """
 
+    def expected_bits(self, d: int, dtype=np.float32) -> int | None:
+        """Bits that a message of d coordinates needs as a rule, bits(d) where fixed_length; None where nobody knows."""
+        return self.bits(d, dtype) if self.fixed_length else None
+
     @abstractmethod
     def _encode(self, x: np.ndarray, key: Key, out: np.ndarray | None) -> tuple[np.ndarray, int]: ...
 
@@ -221,6 +225,9 @@ class Carrier:
     def bits(self, d: int, dtype=np.float32) -> int:
         """Those of `inner`: nothing is added."""
         return self.inner.bits(d, dtype)
+
+    def expected_bits(self, d: int, dtype=np.float32) -> int | None:
+        return self.inner.expected_bits(d, dtype)
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ class _Reduction:
     def _factor(self, n: int, size: int) -> AllReduce:
         """The means of a factor of so many numbers, of n workers."""
         values, pattern = contractive(self.how.values), self.how.pattern
-        rate = getattr(values, "rate", None)  # of which bits(d) is far above where lengths vary
-        if pattern == "auto" and (n - 1) * (values.bits(size) if rate is None else rate * size) <= _FEW:
+        expected = values.expected_bits(size)
+        if pattern == "auto" and (n - 1) * (values.bits(size) if expected is None else expected) <= _FEW:
             pattern = "gather"
         return AllReduce(values, pattern=pattern)
 

@@ -100,6 +100,10 @@ class _Coded(Compressor):
         chunks = -(-d // _CHUNK)
         return 8 * (12 + 400 * 96) + chunks * (64 + 32 * 40) + 110 * d
 
+    def expected_bits(self, d: int, dtype=np.float32) -> int | None:
+        """What is asked for, and what is as near."""
+        return None if self.rate is None else math.ceil((1 + _NEAR) * self.rate * d)
+
     def __repr__(self):
         given = [
             ("bits" if f.name == "rate" else f.name, getattr(self, f.name))

@@ -44,7 +44,9 @@ def launch(job, ranks, folder):
     return [(process.returncode, text) for process, text in zip(running, said, strict=True)]
 
 
-@pytest.mark.parametrize(("job", "ranks"), [("same_as_local", 3), ("counts", 3), ("errors", 3), ("killed", 2)])
+@pytest.mark.parametrize(
+    ("job", "ranks"), [("same_as_local", 3), ("expectations", 3), ("counts", 3), ("errors", 3), ("killed", 2)]
+)
 def test_job(job, ranks, tmp_path):
     for rank, (status, said) in enumerate(launch(job, ranks, tmp_path)):
         assert status == 0 and f"rank {rank} is done" in said, said

@@ -64,6 +64,34 @@ def same_as_local():
     assert comm.ledger == local.ledger
 
 
+def expectations():
+    """Payloads that are shorter or longer than expected arrive as they are, in one exchange or in two."""
+    comm, exchanges, swap = Distributed(), [0], dist.all_to_all_single
+    n, local, rng = comm.n, compress.Local(comm.n), np.random.default_rng(0)
+    comm.agreed = True
+
+    def counted(*args, **named):
+        exchanges[0] += 1
+        return swap(*args, **named)
+
+    def message(length):
+        return compress.Message(rng.integers(0, 256, length, np.uint8), 8 * length, 2 * length, np.dtype(np.float32))
+
+    dist.all_to_all_single = counted
+    for lengths, more in (([7] * n, 0), ([0] * n, 0), ([9, 8, 300][:n], 0), ([7, 11, 7][:n], 1), ([500] * n, 1)):
+        for expected in (lengths, [9 if length == 7 else length for length in lengths]):
+            expected = [min(length, 300) - (length == 11) for length in expected]
+            sent = [message(length) for length in lengths]
+            rows = [[message(length) for length in lengths] for _ in range(n)]
+            exchanges[0] = 0
+            assert comm.allgather([sent[comm.process]], expected) == local.allgather(sent)
+            assert exchanges[0] == 1 + more
+            assert comm.alltoall([rows[comm.process]], expected) == [local.alltoall(rows)[comm.process]]
+            assert exchanges[0] == 2 * (1 + more)
+    assert comm.ledger == local.ledger
+    dist.all_to_all_single = swap
+
+
 def counts():
     """What a rank has received is what torch has carried to it from others."""
     comm, swap, carried = Distributed(), dist.all_to_all_single, [0]

@@ -5,8 +5,9 @@ Design note
 A. A round is one exchange of headers, 64 bytes a message, and one of payloads, both all_to_all_single: what a rank
    sends is what its receivers are owed, no payload is padded, and uneven lengths are fine with gloo and NCCL alike.
    The ledger counts 24 bytes for a header, as on every engine.
-   Where every rank knows the lengths, and is known to do the same (`agreed`), a header travels in front of its payload,
-   in one exchange: on a fast link that is half of the time of a small message.
+   Where every rank expects the same lengths, and is known to do the same (`agreed`), a header travels in front of its
+   payload, in one exchange: on a fast link that is half of the time of a small message. A payload that is shorter is
+   padded; where one is longer, the rest of it follows in another exchange, of which the headers tell all.
 B. Headers go to all, and say what the round is: ranks that do different things all raise.
 C. Payloads travel where they live if the group has a backend there: NumPy's by gloo, CuPy's by NCCL. Otherwise they are
    moved to where it has one, and back.
@@ -35,7 +36,7 @@ class Distributed(Communicator):
 
     group: the process group, the default one unless given. Making one is free; its methods are collective. received:
     bytes that this rank has been sent by others, headers and all. agreed: to be set on all ranks where they have made
-    sure that they are configured alike; ranks that then send other lengths than were said get what torch makes of it.
+    sure that they are configured alike; ranks that then expect other lengths get what torch makes of it.
 
     Iterates and ledger are those of `Local(n)` of as many workers, bit for bit. Raises RuntimeError where there is no
     process group, or this process is not in it; from its methods, RuntimeError on every rank where ranks take different
@@ -101,7 +102,7 @@ class Distributed(Communicator):
         """The messages of all n workers to this one, from those of this one to all n; and two numbers of each.
 
         to: the workers that are sent payloads, all unless given; the others have headers, and messages without payload.
-        known: bytes of the payloads from all n and to all n, which are to all.
+        known: bytes expected of the payloads from all n and to all n, which are to all.
         """
         payloads = [kernels.taken(message.payload, "payload") for message in messages]
         for message, payload in zip(messages, payloads, strict=True):
@@ -143,24 +144,30 @@ class Distributed(Communicator):
         return heard, headers[:, 6:]
 
     def _at_once(self, rows, payloads, incoming, outgoing, device):
-        """(headers, payloads), in one exchange. What is longer than known is a refusal, whose text ends there."""
+        """(headers, payloads), in one exchange, or two where a payload is longer than expected."""
         header, own = 8 * _WORDS, self.process
-        incoming, outgoing = (
-            [0 if i == own else header + n for i, n in enumerate(each)] for each in (incoming, outgoing)
-        )
-        sent = torch.zeros(sum(outgoing), dtype=torch.uint8, device=device).split(outgoing)
-        heads = torch.tensor(rows, device=device).view(torch.uint8)
+        incoming, outgoing = ([0 if i == own else n for i, n in enumerate(each)] for each in (incoming, outgoing))
+        rest = [max(0, row[4] - n) for row, n in zip(rows, outgoing, strict=True)]
+        heads = torch.tensor([[*row[:5], any(rest), *row[6:]] for row in rows], device=device).view(torch.uint8)
+        around = [0 if i == own else header for i in range(self.n)]
+        lengths = [h + n for h, n in zip(around, outgoing, strict=True)]
+        sent = torch.zeros(sum(lengths), dtype=torch.uint8, device=device).split(lengths)
+        payloads = [_tensor(payload, device) for payload in payloads]
         for r, (part, head, payload) in enumerate(zip(sent, heads, payloads, strict=True)):
             if r != own:
-                body = part[header:]
                 part[:header] = head
-                body[: payload.nbytes] = _tensor(payload, device)[: body.numel()]
-        parts = self._travel(sent, outgoing, incoming, device)
-        parts = [heads[own] if i == own else part for i, part in enumerate(parts)]
+                begun = payload[: outgoing[r]]
+                part[header : header + begun.numel()] = begun
+        expected = [h + n for h, n in zip(around, incoming, strict=True)]
+        parts = list(self._travel(sent, lengths, expected, device))
+        parts[own] = heads[own]
         headers = torch.stack([part[:header] for part in parts]).view(torch.int64).cpu().numpy()
-        lengths = np.minimum(headers[:, 4], [part.numel() - header for part in parts])
-        headers[:, 1] = np.minimum(headers[:, 1], 8 * lengths)
-        return headers, [part[header : header + n] for part, n in zip(parts, lengths.tolist(), strict=True)]
+        parts = [part[header : header + length] for part, length in zip(parts, headers[:, 4].tolist(), strict=True)]
+        if headers[:, 5].any():
+            missing = [length - part.numel() for length, part in zip(headers[:, 4].tolist(), parts, strict=True)]
+            sent = [payload[n : n + more] for payload, n, more in zip(payloads, outgoing, rest, strict=True)]
+            parts = list(map(torch.cat, zip(parts, self._travel(sent, rest, missing, device), strict=True)))
+        return headers, parts
 
     def _travel(self, sent, lengths, expected, device):
         """The bytes of every rank to this one, of those to every rank."""

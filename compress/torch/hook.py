@@ -9,7 +9,8 @@ A. Gradients come in buckets, as backward makes them, and DDP cuts its buckets a
    together from those of its parameters. Shifts start at zero there: the owner of a slice holds the mean of those of
    another slice.
 B. One thread takes the buckets in order, while backward makes the next ones. It has a process group of its own: DDP
-   uses its group meanwhile.
+   uses its group meanwhile. Where cores are short a thread comes late: on the CPU what has no next one to overlap with
+   is done by backward itself, and so is the sending of a dense step, whose means the group's own threads put in place.
 C. A step counts in full or not at all. States are replaced at its end; where it fails, its gradients are set to zero
    and backward() raises. DDP must not see the failure, which would leave it in the middle of a step: every bucket gets
    its answer, and the error is raised by a callback of the autograd engine that runs after DDP's own.
@@ -60,6 +61,7 @@ _DTYPES = torch.float32, torch.float64, torch.float16, torch.bfloat16
 _OPTIONS = "reduce", "dense", "nonfinite", "warmup_steps", "min_size", "key", "measures"
 _NAMED = 8  # gradients in a refusal
 _TOGETHER = 2**22  # bytes of gradients for which small buckets wait
+_NOT_FINITE = "a mean of gradients is not finite"
 _SETTLING, _MEASURED = 2, 5  # steps of a kind that "auto" lets pass, and then measures
 
 
@@ -121,6 +123,8 @@ class _Step:
     states: dict = field(default_factory=dict)  # by the names of those that went compressed
     held: list = field(default_factory=list)  # buckets that wait for the last (note F)
     owed: dict | None = None  # errors by parameter, once they were needed
+    direct: bool = False  # dense, and nothing has to be found out before
+    suspects: dict = field(default_factory=dict)  # gradients, by name, whose mean is not finite
     spent: Spent = field(default_factory=Spent)
     totals: dict = field(default_factory=lambda: {"dense": 0.0, "bits": 0.0, "wire": 0.0})
     failure: Exception | None = None
@@ -470,7 +474,7 @@ class DDPHook(Hook):
     def _clear(self):
         super()._clear()
         self._times, self._verdict, self._last = {True: [], False: []}, None, None
-        self._names, self._thread, self._made, self._streams, self._room = {}, None, None, {}, None
+        self._names, self._thread, self._busy, self._made, self._streams, self._room = {}, None, None, None, {}, None
 
     def register(self, model: DistributedDataParallel) -> None:
         """Make this the communication hook of a model, before its first backward. Collective.
@@ -562,11 +566,14 @@ class DDPHook(Hook):
                 self._times[last.compressed].append(now - then)
         self._last = step, now
 
+    @property
+    def _is_measured(self) -> bool:
+        return self.measures and self._verdict is None and len(self._times[True]) >= _SETTLING + _MEASURED
+
     def _decide(self):
-        compressed = self._times[True][_SETTLING:]
-        if not self.measures or self._verdict is not None or len(compressed) < _MEASURED:
+        if not self._is_measured:
             return
-        here = median(self._times[False][_SETTLING:] or [0.0]), median(compressed)
+        here = median(self._times[False][_SETTLING:] or [0.0]), median(self._times[True][_SETTLING:])
         everyone = self._everyone(here).values()
         dense, compressed = self._verdict = [max(of_ranks) for of_ranks in zip(*everyone, strict=True)]
         self.off = compressed > dense
@@ -589,21 +596,59 @@ class DDPHook(Hook):
             step = self._begin()
             self._clock(step)
             step.together = self._is_due  # as it is before the thread decides on this step
+            settled = self._agreed and not (self._states or self._resumed or self._broken or self._is_measured)
+            step.direct = step.planned = settled and not step.together and not buffer.is_cuda
         step = self._now
         if bucket.is_last():
             self._ends(step)
         names = tuple(self._names[id(p)] for p in bucket.parameters())
         parts = [g.as_strided((g.numel(),), (1,)) for g in bucket.gradients()]  # in the order of memory
+        if step.direct:
+            return self._directly(step, names, parts, buffer)
         ready = torch.cuda.current_stream(buffer.device).record_event() if buffer.is_cuda else None
         step.held.append(_Bucket(names, parts, buffer, future, ready))
         held = sum(each.buffer.nbytes for each in step.held)
         if bucket.is_last() or not (self._resumed or (step.together and held < _TOGETHER)):
-            self._thread.submit(self._work, step, step.held)
+            if bucket.is_last() and not buffer.is_cuda and (self._busy is None or self._busy.done()):
+                self._work(step, step.held)  # note B
+            else:
+                self._busy = self._thread.submit(self._work, step, step.held)
             step.held = []
         return future
 
+    def _directly(self, step, names, parts, buffer):
+        """Sends a bucket of a dense step; the future of its mean. Others send theirs, whatever becomes of it."""
+        gradients = {name: part for name, part in zip(names, parts, strict=True) if part.numel()}
+
+        def finish(travelled):
+            try:
+                arrived(travelled.value)
+            except Refused:
+                step.suspects |= gradients
+            except Exception as error:
+                self._fail(step, error)
+            return buffer
+
+        step.groups.append(names)
+        if gradients and step.failure is None:
+            try:
+                travel, arrived = self._dense(step, gradients)
+                return travel.get_future().then(finish)
+            except Exception as error:
+                self._fail(step, error)
+        future = torch.futures.Future()
+        future.set_result(buffer)
+        return future
+
+    def _settle(self, step):
+        if step.suspects and step.failure is None:
+            try:
+                self._fail(step, self._blame(step.suspects, Refused(_NOT_FINITE)))
+            except Exception as error:
+                self._fail(step, error)
+
     def _work(self, step, buckets) -> None:
-        """Means in place of the gradients in buckets, in the thread. DDP gets its answers whatever happens."""
+        """Means in place of the gradients in buckets. DDP gets its answers whatever happens."""
         try:
             with self._stream(buckets):
                 try:
@@ -658,17 +703,17 @@ class DDPHook(Hook):
         }
         small = {name: part for name, part in gradients.items() if name not in large}
         try:
-            arrived = self._dense(step, small) if small else None
+            travel, arrived = self._dense(step, small) if small else (None, None)
             try:
                 if large:  # while the small ones travel
                     self._compressed(step, large)
             except Refused:  # of which all know
-                if arrived is not None:
+                if small:
                     with suppress(Refused):
-                        arrived()
+                        arrived(travel.wait)
                 raise
-            if arrived is not None:
-                arrived()
+            if small:
+                arrived(travel.wait)
         except Refused as refusal:
             raise self._blame(gradients, refusal) from refusal.__cause__
         step.groups.append(names)
@@ -737,8 +782,8 @@ class DDPHook(Hook):
         return row, False
 
     def _dense(self, step, gradients):
-        """Sends them to an all_reduce, with what errors still hold of them. Returns a function that waits for the means
-        and puts them in their place."""
+        """Sends them to an all_reduce, with what errors still hold of them. Returns its work, and a function that waits
+        for the means, as it is told to, and puts them in their place."""
         start, n, parts = perf_counter(), self.comm.n, list(gradients.values())
         vector = _adjoining(parts)
         vector = torch.cat(parts) if vector is None else vector
@@ -751,18 +796,18 @@ class DDPHook(Hook):
         travel = dist.all_reduce(sent, group=self.comm.group, async_op=True)
         step.totals["dense"] += perf_counter() - start
 
-        def arrived():
+        def arrived(wait):
             start = perf_counter()
-            travel.wait()
+            wait()
             if not _finite(sent):
-                raise Refused("a mean of gradients is not finite")
+                raise Refused(_NOT_FINITE)
             _spread(sent, parts)
             step.totals["dense"] += perf_counter() - start
             received = 2 * (n - 1) / n * sent.nbytes
             step.totals["bits"] += 8 * received
             step.totals["wire"] += received
 
-        return arrived
+        return travel, arrived
 
 
 def _chained(sequences):
