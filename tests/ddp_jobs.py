@@ -621,6 +621,32 @@ def several_tasks():
                 near(q.grad, p.grad) if not spoils else near(q.grad, torch.zeros_like(q))
 
 
+def dense():
+    """Steps that are dense, after the first: what is not finite is refused by name on all ranks, and they go on."""
+    for options in ({}, {"dense": torch.bfloat16}, {"nonfinite": "propagate"}):
+        plain, hook = distributed(), DDPHook(compress.ScaledSign(), warmup_steps=100, pattern="gather", **options)
+        model = distributed(hook)
+        for losses in zip(train(plain, 5), train(model, 5), strict=True):
+            assert abs(losses[0] - losses[1]) < (0.02 if "dense" in options else 1e-5)
+        for name in ("4.bias", "0.weight"):  # in the first bucket, in the last
+            handle = dict(model.module.named_parameters())[name].register_hook(spoiler(np.nan))
+            model.zero_grad()
+            loss = loss_of(model, next(batches(5)))
+            if "nonfinite" in options:
+                loss.backward()
+                assert all(p.grad.isnan().all() for p in model.parameters())
+            else:
+                raises(
+                    Refused, rf"step 5 is refused .* {name}: 3 NaN or Inf among \d+ elements, on rank 1$", loss.backward
+                )
+                assert not any(p.grad.any() for p in model.parameters())
+            assert hook.step == 5
+            handle.remove()
+        train(model, 3, start=5)
+        same_everywhere(model)
+        assert hook.step == 8 and hook.report().mode == "warm-up"
+
+
 def together():
     """Small buckets of compressed steps go together, those of dense ones as they come; the mean is the same."""
     for least, layouts in ((1, [2, 2]), (2**20, [2, 1])):
@@ -1054,9 +1080,9 @@ def dtype_of(options):
     return {key: value for key, value in options.items() if key == "dtype"}
 
 
-def killed():
+def killed(warmup_steps=2):
     """A rank that dies in the middle of a step: the other one's backward raises in time, and it can end."""
-    hook = DDPHook(compress.ScaledSign(), warmup_steps=2, pattern="two-shot")
+    hook = DDPHook(compress.ScaledSign(), warmup_steps=warmup_steps, pattern="two-shot")
     model = distributed(hook)
     train(model, 5)
     if RANK == 1:
@@ -1066,6 +1092,10 @@ def killed():
     print("noticed", flush=True)
     dist.destroy_process_group()
     sys.exit(7)  # in good order
+
+
+def killed_while_dense():
+    killed(100)
 
 
 def stalls():

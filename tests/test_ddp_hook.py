@@ -52,7 +52,7 @@ def launch(jobs, folder, ranks=2, seconds=200):
 @pytest.mark.parametrize(
     ("jobs", "ranks"),
     [
-        ("trains,exact,together", 2),
+        ("trains,exact,together,dense", 2),
         ("refuses,misused,switches,several_tasks,goes_on,power,sharded", 2),
         ("nothing_is_lost,group_of_some,replicated", 4),
     ],
@@ -62,10 +62,10 @@ def test_on_several_ranks(jobs, ranks, tmp_path):
         assert status == 0 and f"rank {rank} is done" in output, output
 
 
-@pytest.mark.parametrize("job", ["killed", "stalls"])
+@pytest.mark.parametrize("job", ["killed", "killed_while_dense", "stalls"])
 def test_who_is_left_is_told(job, tmp_path):
     told = launch(job, tmp_path)
-    for status, output in told[:1] if job == "killed" else told:
+    for status, output in told if job == "stalls" else told[:1]:
         assert status == 7 and "noticed" in output, output
 
 

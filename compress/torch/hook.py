@@ -216,8 +216,9 @@ class Hook:
 
     def _fail(self, step, error: Exception) -> None:
         """A step does not count. Where the others may not know why, what happens next may hide it: it is logged."""
-        step.failure = error
-        if not isinstance(error, _SHARED) and self._broken is None:
+        before, step.failure = step.failure, error
+        said = before is not None and not isinstance(before, _SHARED)
+        if not (isinstance(error, _SHARED) or said or self._broken):
             _LOG.error("%s: step %d has failed on this rank: %r", self._name, self.step, error)
 
     def _end(self, step) -> None:
@@ -785,14 +786,17 @@ class DDPHook(Hook):
         """Sends them to an all_reduce, with what errors still hold of them. Returns its work, and a function that waits
         for the means, as it is told to, and puts them in their place."""
         start, n, parts = perf_counter(), self.comm.n, list(gradients.values())
-        vector = _adjoining(parts)
-        vector = torch.cat(parts) if vector is None else vector
-        sent = vector / n
-        if self._states and not step.compressed and self.reduce.memory == "error":
+        adjoining = _adjoining(parts)
+        vector = torch.cat(parts) if adjoining is None else adjoining
+        owing = self._states and not step.compressed and self.reduce.memory == "error"
+        if self.dense == torch.bfloat16 and not owing:  # it has the range of float32
+            sent = vector.to(self.dense, copy=True).div_(n)
+        else:
+            sent = vector / n
             for name, part in zip(gradients, sent.split([part.numel() for part in parts]), strict=True):
-                if name in self._owed(step):
+                if owing and name in self._owed(step):
                     part.add_(torch.as_tensor(step.owed[name], device=part.device), alpha=1 / n)
-        sent = sent.to(self.dense or sent.dtype)
+            sent = sent.to(self.dense or sent.dtype)
         travel = dist.all_reduce(sent, group=self.comm.group, async_op=True)
         step.totals["dense"] += perf_counter() - start
 
@@ -801,7 +805,10 @@ class DDPHook(Hook):
             wait()
             if not _finite(sent):
                 raise Refused(_NOT_FINITE)
-            _spread(sent, parts)
+            if adjoining is None:
+                _spread(sent, parts)
+            else:
+                adjoining.copy_(sent)
             step.totals["dense"] += perf_counter() - start
             received = 2 * (n - 1) / n * sent.nbytes
             step.totals["bits"] += 8 * received
