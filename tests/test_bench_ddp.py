@@ -581,6 +581,7 @@ def test_what_cannot_be_run_is_said(capsys):
         (["--ours", "Nothing()"], "unknown name 'Nothing'"),
         (["--ours", "LowRank(0.07)"], "is not exact: LowRank"),
         (["--peers", "mx9"], "unknown peer 'mx9'"),
+        (["--record", "nosuch.json"], "--record nosuch.json: [Errno 2] No such file"),
     ):
         with pytest.raises(SystemExit) as exit:
             main(["ddp", *options])

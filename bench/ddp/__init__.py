@@ -46,7 +46,11 @@ def run(args) -> int:
 
     screen = console()
     if args.record:
-        return show(json.loads(args.record.read_text()), args.out, screen)
+        try:
+            record = json.loads(args.record.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--record {args.record}: {error}") from None
+        return show(record, args.out, screen)
     tasks, ranks, rates = args.tasks, sorted(set(args.ranks)), sorted(set(args.rates))
     if unknown := [name for name in tasks if name not in TASKS]:
         raise ValueError(f"unknown task {unknown[0]!r}; known: {', '.join(TASKS)}")

@@ -418,9 +418,9 @@ class DDPHook(Hook):
 
     backward() raises on every rank, nothing counts and gradients become zero, and the next step may go on. Optimizers
     that step within backward, by hooks of parameters, may have used gradients of earlier buckets by then.
-    - Refused, a RuntimeError, where a gradient holds NaN or Inf, with its name and rank. With nonfinite="propagate"
-      there is no error, and all gradients become NaN on every rank: torch.amp.GradScaler then skips the step, as it
-      must be able to where gradients are scaled.
+    - compress.allreduce.Refused, a RuntimeError, where a gradient holds NaN or Inf, with its name and rank. With
+      nonfinite="propagate" there is no error, and all gradients become NaN on every rank: torch.amp.GradScaler then
+      skips the step, as it must be able to where gradients are scaled.
     - ValueError in the first step where ranks are configured differently, with what differs.
     - what torch raises where a rank is gone, at the latest after the timeout of the group; RuntimeError from then on.
 
