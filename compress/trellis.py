@@ -101,8 +101,12 @@ class _Coded(Compressor):
         return 8 * (12 + 400 * 96) + chunks * (64 + 32 * 40) + 110 * d
 
     def expected_bits(self, d: int, dtype=np.float32) -> int | None:
-        """What is asked for, and what is as near."""
-        return None if self.rate is None else math.ceil((1 + _NEAR) * self.rate * d)
+        """What is asked for, and what is as near; of short messages header and models on top."""
+        if self.rate is None:
+            return None
+        asked = self.rate * d
+        more = max((0.03 if self.unbiased else _NEAR) * asked, 16) + (256 if asked < 2 * _SHORT else 0)
+        return math.ceil(asked + more) if d else 0
 
     def __repr__(self):
         given = [

@@ -1,5 +1,5 @@
 /* The chunk loops of the entropy coder: one symbol of 32 lanes at a time, in two vectors of 16 where there is AVX-512
-   (a table lookup there is a gather), in a plain loop elsewhere. */
+   (a table lookup there is a gather), of fewer lanes in one, and in a plain loop elsewhere. */
 #ifndef COMPRESS_ENTROPY_CPU_H
 #define COMPRESS_ENTROPY_CPU_H
 #include <string.h>
@@ -161,7 +161,9 @@ static u16* entropy_encode_chunk(const EntropySource* s, i64 n, u16* end, u8* he
     --t;
     end = entropy_put_step(s, t * lanes, (int)(n - t * lanes), x, end, 1);
   }
-  if (lanes < ENTROPY_LANES) end = entropy_put_few(s, t, lanes, x, end);
+  if (lanes <= 2)
+    while (t-- > 0) end = entropy_put_step(s, t * lanes, lanes, x, end, 1);
+  else if (lanes < ENTROPY_LANES) end = entropy_put_few(s, t, lanes, x, end);
   else if (s->extra) end = entropy_put_steps(s, t, x, end, s->model != 0, 1);
   else if (s->model) end = entropy_put_steps(s, t, x, end, 1, 0);
   else end = entropy_put_steps(s, t, x, end, 0, 0);

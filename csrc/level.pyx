@@ -62,7 +62,7 @@ ctypedef struct LevelRoom:
     f32* u              # dither of the chunk's coordinates
     u8* natural         # ... and its phase
     u8* phase           # ... in the order of coding
-    f32* a              # scaled coordinates, [step][32]
+    f32* a              # scaled coordinates, [step][32], or [step][lanes] where that is_packed
     u8* octave
     u8* decision
     u32 (*above)[32]    # means of magnitudes by column and lane
@@ -142,7 +142,8 @@ cdef bint is_packed(const LevelCode* c) noexcept nogil:
 
 
 cdef void scale_chunk(const LevelCode* c, const real* x, i64 n, f64 inverse, LevelRoom* room) noexcept nogil:
-    """a[step][lane] = x / step + u, TRELLIS_FAR where |x| / step is; zeros where there is no coordinate."""
+    """a[step][lane] = x / step + u, TRELLIS_FAR where |x| / step is; zeros where there is no coordinate. A row has 32
+    lanes, or `lanes` where it is_packed."""
     cdef bint packed = is_packed(c)
     cdef int lanes = room.lanes, lane
     cdef i64 p, t, block, steps = ceil_div(n, lanes)

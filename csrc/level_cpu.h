@@ -306,7 +306,7 @@ HD EntropyFault level_decode(const u8* data, i64 size, u32 entry, i64 n, const L
   for (; t < steps; ++t) {
     if (t < whole && lanes == ENTROPY_LANES)
       t = level_take_steps(&r, c, t, tail ? whole : n / lanes, lanes, table, phase, level, 2);
-    else if (t < whole && !context) /* with contexts it would be as much code again */
+    else if (t < whole && lanes > 2 && !context) /* with contexts it would be as much code again */
       t = level_take_steps(&r, c, t, tail ? whole : n / lanes, lanes, table, phase, level, 1);
     if (tail && t == whole && (fault = entropy_open_tail(&r.reader, lanes)) != ENTROPY_FINE) return fault;
     if (t * lanes < n && !level_take_step(&r, c, t, table, dithered ? phase + t * lanes : 0,
@@ -429,7 +429,9 @@ static void level_moments(const f32* a, const i32* w, i64 steps, int stride, int
     case 32: level_moments_of(a, w, steps, 32, lanes, n, labels, sum, groups); break;
     case 16: level_moments_of(a, w, steps, 16, lanes, n, labels, sum, groups); break;
     case 8: level_moments_of(a, w, steps, 8, lanes, n, labels, sum, groups); break;
-    default: level_moments_of(a, w, steps, stride, lanes, n, labels, sum, groups);
+    case 4: level_moments_of(a, w, steps, 4, lanes, n, labels, sum, groups); break;
+    case 2: level_moments_of(a, w, steps, 2, lanes, n, labels, sum, groups); break;
+    case 1: level_moments_of(a, w, steps, 1, lanes, n, labels, sum, groups); break;
   }
 }
 

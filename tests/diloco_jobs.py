@@ -86,7 +86,9 @@ def start(rank, size, folder, name="world"):
 def meet(folder, name, rank, ranks):
     """All are here before one goes on and closes its connections, which may take with them what was sent last."""
     Path(f"{folder}/{name}.{rank}").touch()
-    while not all(Path(f"{folder}/{name}.{other}").exists() for other in ranks):
+    until = time.monotonic() + TIMEOUT
+    while missing := [other for other in ranks if not Path(f"{folder}/{name}.{other}").exists()]:
+        assert time.monotonic() < until, f"{name}: ranks {missing} have not come"
         time.sleep(0.02)
 
 

@@ -593,3 +593,18 @@ def test_names_and_constants():
     for C in compress.catalogue():
         if isinstance(C, (UniformQuantizer, Trellis)):
             assert pickle.loads(pickle.dumps(C)) == C == eval(repr(C), vars(compress))
+
+
+@pytest.mark.parametrize("d", [0, 40, 300, 1000, 5000, 40_000])
+@pytest.mark.parametrize("rate", [0.5, 1, 3])
+@pytest.mark.parametrize("kind", [compress.UniformQuantizer, compress.Trellis])
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_messages_have_about_the_bits_that_are_expected(kind, rate, unbiased, d):
+    C = kind(bits=rate, unbiased=unbiased)
+    expected = C.expected_bits(d)
+    for seed in range(3):
+        x = np.random.default_rng(seed).standard_normal(d).astype(np.float32)
+        bits = C.encode(x, compress.Key(seed)).bits
+        assert bits <= expected <= 1.05 * bits + 300
+    assert not unbiased or compress.Scaled(C).expected_bits(d) == expected
+    assert kind(nmse=0.1).expected_bits(d) is None and compress.Eden(2).expected_bits(d) == compress.Eden(2).bits(d)

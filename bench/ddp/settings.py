@@ -206,7 +206,8 @@ def ours(compressor, name: str) -> Setting:
             shots, fixed = 1 + each.two_shot(n, size), each.up_coder.fixed_length
             length = size if shots == 1 else ceil(size / n)
             message = each.up_coder.bits(length) if fixed else rate * length * d / sum(part[0] for part in parts)
-            exchanges = shots * times * (1 if fixed else 2)  # lengths that nobody knows are told first
+            expected = each.up_coder.expected_bits(length)
+            exchanges = shots * times * (2 if expected is None else 1)  # lengths that nobody expects are told first
             bits, waits = bits + (n - 1) * shots * (message + times * HEADER), waits + exchanges
             messages += exchanges * (n - 1)
             decoded += n * size if shots == 1 else (n - 1) / n * size + size  # own slices stay at home

@@ -3,8 +3,8 @@
 Design note
 -----------
 A. A round is one exchange of headers, 64 bytes a message, and one of payloads, both all_to_all_single: what a rank
-   sends is what its receivers are owed, no payload is padded, and uneven lengths are fine with gloo and NCCL alike.
-   The ledger counts 24 bytes for a header, as on every engine.
+   sends is what its receivers are owed, no payload is padded there, and uneven lengths are fine with gloo and NCCL
+   alike. The ledger counts 24 bytes for a header, as on every engine.
    Where every rank expects the same lengths, and is known to do the same (`agreed`), a header travels in front of its
    payload, in one exchange: on a fast link that is half of the time of a small message. A payload that is shorter is
    padded; where one is longer, the rest of it follows in another exchange, of which the headers tell all.

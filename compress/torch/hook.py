@@ -9,8 +9,8 @@ A. Gradients come in buckets, as backward makes them, and DDP cuts its buckets a
    together from those of its parameters. Shifts start at zero there: the owner of a slice holds the mean of those of
    another slice.
 B. One thread takes the buckets in order, while backward makes the next ones. It has a process group of its own: DDP
-   uses its group meanwhile. Where cores are short a thread comes late: on the CPU what has no next one to overlap with
-   is done by backward itself, and so is the sending of a dense step, whose means the group's own threads put in place.
+   uses its group meanwhile. Where cores are short a thread comes late: on the CPU dense steps are sent by backward
+   itself, and the group's threads put the means in place. Nothing in backward waits for other ranks.
 C. A step counts in full or not at all. States are replaced at its end; where it fails, its gradients are set to zero
    and backward() raises. DDP must not see the failure, which would leave it in the middle of a step: every bucket gets
    its answer, and the error is raised by a callback of the autograd engine that runs after DDP's own.
@@ -35,7 +35,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
-from itertools import chain
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
@@ -72,10 +71,10 @@ class Report:
     mode: "warm-up", "compressed", "dense" where "auto" has turned compression off, or "one rank". steps: compressed
     ones. parameters: numbers in the model, of which `compressed` travel compressed. bits: received for a parameter,
     those of the dense part among them; dense_bits: the same without compression, in float32. wire: bytes that this rank
-    has received, with headers. encode, decode, wait, dense: seconds in encoders, in decoders, in waiting for compressed
-    messages, and for the dense part; most of them beside backward, and on a GPU, whose kernels run after they have been
-    launched, most of encode and decode in wait. dense_step, compressed_step: seconds from step to step that "auto" has
-    measured.
+    has received, with headers, and with what pads messages that are shorter than expected. encode, decode, wait, dense:
+    seconds in encoders, in decoders, in waiting for compressed messages, and for the dense part; most of them beside
+    backward, and on a GPU, whose kernels run after they have been launched, most of encode and decode in wait.
+    dense_step, compressed_step: seconds from step to step that "auto" has measured.
     """
 
     mode: str
@@ -121,7 +120,7 @@ class _Step:
     groups: list = field(default_factory=list)  # the names of parameters that came together
     modules: set = field(default_factory=set)  # of FSDP, those that have come
     states: dict = field(default_factory=dict)  # by the names of those that went compressed
-    held: list = field(default_factory=list)  # buckets that wait for the last (note F)
+    held: list = field(default_factory=list)  # buckets that wait for the next (note A) or for the last (note F)
     owed: dict | None = None  # errors by parameter, once they were needed
     direct: bool = False  # dense, and nothing has to be found out before
     suspects: dict = field(default_factory=dict)  # gradients, by name, whose mean is not finite
@@ -216,9 +215,10 @@ class Hook:
 
     def _fail(self, step, error: Exception) -> None:
         """A step does not count. Where the others may not know why, what happens next may hide it: it is logged."""
-        before, step.failure = step.failure, error
-        said = before is not None and not isinstance(before, _SHARED)
-        if not (isinstance(error, _SHARED) or said or self._broken):
+        if step.failure is not None and not isinstance(step.failure, _SHARED):
+            return
+        step.failure = error
+        if not isinstance(error, _SHARED) and self._broken is None:
             _LOG.error("%s: step %d has failed on this rank: %r", self._name, self.step, error)
 
     def _end(self, step) -> None:
@@ -475,7 +475,7 @@ class DDPHook(Hook):
     def _clear(self):
         super()._clear()
         self._times, self._verdict, self._last = {True: [], False: []}, None, None
-        self._names, self._thread, self._busy, self._made, self._streams, self._room = {}, None, None, None, {}, None
+        self._names, self._thread, self._made, self._streams, self._room = {}, None, None, {}, None
 
     def register(self, model: DistributedDataParallel) -> None:
         """Make this the communication hook of a model, before its first backward. Collective.
@@ -505,6 +505,7 @@ class DDPHook(Hook):
         parameters = model.module.named_parameters()
         self._set_parameters({name: p for name, p in parameters if p.requires_grad and name not in ignored})
         self._names = {id(p): name for name, p in self._parameters.items()}
+        self._on_cpu = all(p.device.type == "cpu" for p in self._parameters.values())
         try:
             if theirs.size() > 1:
                 for device in {p.device for p in self._parameters.values()}:
@@ -589,16 +590,14 @@ class DDPHook(Hook):
         """A bucket that backward has filled, and the future of its mean."""
         self._registered()
         buffer = bucket.buffer()
-        future = torch.futures.Future(devices=[buffer.device] if buffer.is_cuda else None)
         if self.comm.n == 1:
-            future.set_result(buffer)
-            return future
+            return _answer(buffer)
         if bucket.index() == 0:
             step = self._begin()
             self._clock(step)
             step.together = self._is_due  # as it is before the thread decides on this step
             settled = self._agreed and not (self._states or self._resumed or self._broken or self._is_measured)
-            step.direct = step.planned = settled and not step.together and not buffer.is_cuda
+            step.direct = step.planned = settled and not step.together and self._on_cpu
         step = self._now
         if bucket.is_last():
             self._ends(step)
@@ -606,16 +605,19 @@ class DDPHook(Hook):
         parts = [g.as_strided((g.numel(),), (1,)) for g in bucket.gradients()]  # in the order of memory
         if step.direct:
             return self._directly(step, names, parts, buffer)
+        future = torch.futures.Future(devices=[buffer.device] if buffer.is_cuda else None)
         ready = torch.cuda.current_stream(buffer.device).record_event() if buffer.is_cuda else None
+        if not self._resumed and step.held and _kind(step.held[-1].buffer) != _kind(buffer):
+            self._submit(step)
         step.held.append(_Bucket(names, parts, buffer, future, ready))
-        held = sum(each.buffer.nbytes for each in step.held)
-        if bucket.is_last() or not (self._resumed or (step.together and held < _TOGETHER)):
-            if bucket.is_last() and not buffer.is_cuda and (self._busy is None or self._busy.done()):
-                self._work(step, step.held)  # note B
-            else:
-                self._busy = self._thread.submit(self._work, step, step.held)
-            step.held = []
+        waits = self._resumed or (step.together and sum(each.buffer.nbytes for each in step.held) < _TOGETHER)
+        if bucket.is_last() or not waits:
+            self._submit(step)
         return future
+
+    def _submit(self, step) -> None:
+        self._thread.submit(self._work, step, step.held)
+        step.held = []
 
     def _directly(self, step, names, parts, buffer):
         """Sends a bucket of a dense step; the future of its mean. Others send theirs, whatever becomes of it."""
@@ -635,11 +637,9 @@ class DDPHook(Hook):
             try:
                 travel, arrived = self._dense(step, gradients)
                 return travel.get_future().then(finish)
-            except Exception as error:
+            except BaseException as error:  # Ctrl-C among them: DDP must have its answer
                 self._fail(step, error)
-        future = torch.futures.Future()
-        future.set_result(buffer)
-        return future
+        return _answer(buffer)
 
     def _settle(self, step):
         if step.suspects and step.failure is None:
@@ -690,11 +690,25 @@ class DDPHook(Hook):
 
     def _groups_of(self, step, buckets):
         """(names, gradients) of buckets together or of each, or after load_state_dict of what was one (note F)."""
-        if not self._resumed:
-            each = [(bucket.names, bucket.parts) for bucket in buckets]
-            return [tuple(map(_chained, zip(*each, strict=True)))] if step.together else each
         parts = {name: part for bucket in buckets for name, part in zip(bucket.names, bucket.parts, strict=True)}
-        return [(names, [parts[name] for name in names]) for names in self._groups]
+        if self._resumed:
+            groups = self._groups_together() if step.together and not self._states else self._groups
+        else:
+            groups = [tuple(parts)] if step.together else [bucket.names for bucket in buckets]
+        return [(names, [parts[name] for name in names]) for names in groups]
+
+    def _groups_together(self) -> list:
+        """What buckets of a dense step are in the compressed one after it (`_take`)."""
+        groups, held, kind = [], 0, None
+        for names in self._groups:
+            parameters = [self._parameters[name] for name in names]
+            if groups and held < _TOGETHER and kind == _kind(parameters[0]):
+                groups[-1] += names
+            else:
+                groups.append(names)
+                held, kind = 0, _kind(parameters[0])
+            held += sum(p.numel() * p.element_size() for p in parameters)
+        return groups
 
     def _reduce(self, step, names, parts) -> None:
         """Means in place of gradients. Collective."""
@@ -789,13 +803,14 @@ class DDPHook(Hook):
         adjoining = _adjoining(parts)
         vector = torch.cat(parts) if adjoining is None else adjoining
         owing = self._states and not step.compressed and self.reduce.memory == "error"
-        if self.dense == torch.bfloat16 and not owing:  # it has the range of float32
-            sent = vector.to(self.dense, copy=True).div_(n)
+        if self.dense == torch.bfloat16 and vector.dtype == torch.float32 and n & (n - 1) == 0 and not owing:
+            sent = vector.to(torch.bfloat16).div_(n)  # it has float32's range, and this rounds once
         else:
             sent = vector / n
-            for name, part in zip(gradients, sent.split([part.numel() for part in parts]), strict=True):
-                if owing and name in self._owed(step):
-                    part.add_(torch.as_tensor(step.owed[name], device=part.device), alpha=1 / n)
+            if owing:
+                for name, part in zip(gradients, sent.split([part.numel() for part in parts]), strict=True):
+                    if name in self._owed(step):
+                        part.add_(torch.as_tensor(step.owed[name], device=part.device), alpha=1 / n)
             sent = sent.to(self.dense or sent.dtype)
         travel = dist.all_reduce(sent, group=self.comm.group, async_op=True)
         step.totals["dense"] += perf_counter() - start
@@ -817,8 +832,15 @@ class DDPHook(Hook):
         return travel, arrived
 
 
-def _chained(sequences):
-    return type(sequences[0])(chain.from_iterable(sequences))
+def _kind(x) -> tuple:
+    return x.dtype, x.device
+
+
+def _answer(buffer):
+    """The future of a bucket that is as it is."""
+    future = torch.futures.Future(devices=[buffer.device] if buffer.is_cuda else None)
+    future.set_result(buffer)
+    return future
 
 
 def compressed_mean(hook, bucket):
