@@ -105,7 +105,7 @@ class _Coded(Compressor):
         if self.rate is None:
             return None
         asked = self.rate * d
-        more = max((0.03 if self.unbiased else _NEAR) * asked, 16) + (256 if asked < 2 * _SHORT else 0)
+        more = max((0.03 if self.unbiased else _NEAR) * asked, 8) + (264 if asked < 2 * _SHORT else 8)
         return math.ceil(asked + more) if d else 0
 
     def __repr__(self):
