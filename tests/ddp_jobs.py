@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import warnings
 import zlib
 from contextlib import contextmanager
@@ -680,6 +681,40 @@ def dense():
     dist.all_reduce = reduced
     raises(RuntimeError, "step 3 has failed on this rank, KeyboardInterrupt", lambda: train(model, 1, start=3))
     hook.close()
+
+
+def interrupted():
+    """Ctrl-C on one rank, which waits for a late one: the step counts on both, as it has done on the other."""
+    for warmup, coder in ((100, compress.Eden(4)), (3, compress.Eden(4)), (3, PowerIteration(4))):
+        hook = DDPHook(coder, warmup_steps=warmup, pattern="two-shot")
+        model, late = distributed(hook), [False]
+        first = model.module[0].weight
+
+        def wait(gradient, late=late):
+            if late[0] and RANK == 1:
+                time.sleep(1)
+            return gradient
+
+        first.register_hook(wait)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        train(model, 8, optimizer=optimizer)
+        late[0] = True
+        optimizer.zero_grad()
+        loss = loss_of(model, next(batches(8)))
+        if RANK == 0:
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            raises(KeyboardInterrupt, "", loss.backward)
+        else:
+            loss.backward()
+        late[0] = False
+        for step, batch in zip(range(9, 14), batches(9), strict=False):
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            assert hook.step == step + 1
+            bits = b"".join(p.grad.numpy().tobytes() for p in model.parameters())
+            assert len(set(everyone(zlib.crc32(bits)))) == 1
+            optimizer.step()
+        same_everywhere(model)
 
 
 def directly(hook):

@@ -52,7 +52,7 @@ def launch(jobs, folder, ranks=2, seconds=200):
 @pytest.mark.parametrize(
     ("jobs", "ranks"),
     [
-        ("trains,exact,together,dense", 2),
+        ("trains,exact,together,dense,interrupted", 2),
         ("refuses,misused,switches,several_tasks,goes_on,power,sharded", 2),
         ("nothing_is_lost,group_of_some,replicated", 4),
     ],

@@ -123,6 +123,8 @@ class _Step:
     held: list = field(default_factory=list)  # buckets that wait for the next (note A) or for the last (note F)
     owed: dict | None = None  # errors by parameter, once they were needed
     direct: bool = False  # dense, and nothing has to be found out before
+    answers: list = field(default_factory=list)  # futures of buckets
+    last: bool = False  # it has come
     suspects: dict = field(default_factory=dict)  # gradients, by name, whose mean is not finite
     spent: Spent = field(default_factory=Spent)
     totals: dict = field(default_factory=lambda: {"dense": 0.0, "bits": 0.0, "wire": 0.0})
@@ -228,12 +230,7 @@ class Hook:
         self._now = None
         self._settle(step)
         if step.failure is None:
-            self._keep(step)
-            self.step += 1
-            if step.compressed:
-                self._counted += 1
-                for name, value in (step.totals | vars(step.spent)).items():
-                    self._totals[name] += value
+            self._count(step)
         elif isinstance(step.failure, Refused) and self.nonfinite == "propagate":
             self._fill(math.nan)
         else:
@@ -242,6 +239,14 @@ class Hook:
                 self._broken = f"{self._name}: step {self.step} has failed on this rank, {step.failure!r}"
                 step.failure.add_note(f"{self._name}: in step {self.step}, of which nothing has changed")
             raise step.failure
+
+    def _count(self, step) -> None:
+        self._keep(step)
+        self.step += 1
+        if step.compressed:
+            self._counted += 1
+            for name, value in (step.totals | vars(step.spent)).items():
+                self._totals[name] += value
 
     def _settle(self, step) -> None:
         """Learn of failures that only others know of."""
@@ -353,7 +358,7 @@ class Hook:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where the run was that has saved `state` on this rank: bit for bit, once its buckets had been rebuilt,
-        which is after the first step.
+        which is after the first step, and with "auto" once it had decided: it measures the time of steps.
 
         Raises ValueError, with what differs, for a state of another configuration, other parameters, another rank or
         number of ranks; nothing has changed then. What errors hold belongs to a rank: on another number of ranks start
@@ -368,6 +373,8 @@ class Hook:
             f"{what} {saved.get(what)} there, {here[what]} here" for what in here if saved.get(what) != here[what]
         ]:
             more = "; start with a fresh hook on another number of ranks" if saved["world_size"] != self.comm.n else ""
+            if not more and saved["rank"] != self.comm.process:
+                more = "; every rank saves a state of its own, and loads that"
             raise ValueError(f"{self._name}: the state is of another run: {'; '.join(differs)}{more}")
         device = next(iter(self._parameters.values())).device
         states = {}
@@ -414,7 +421,9 @@ class DDPHook(Hook):
     old and the new ones. A tensor that no rank uses in a step (find_unused_parameters=True) keeps its gradient, as with
     DDP alone, and what the step's messages carry of its errors is lost. With one rank nothing travels and gradients
     pass as they are.
-    A copy of the hook, as in a copy or a pickle of the model, has its configuration alone, and no model.
+    A copy of the hook, as in a copy or a pickle of the model, has its configuration alone, and no model. Each model has
+    a hook of its own: where several have part in one backward and one refuses, the others' gradients are not touched,
+    and what is to be done with them is the caller's.
 
     backward() raises on every rank, nothing counts and gradients become zero, and the next step may go on. Optimizers
     that step within backward, by hooks of parameters, may have used gradients of earlier buckets by then.
@@ -593,6 +602,7 @@ class DDPHook(Hook):
         if self.comm.n == 1:
             return _answer(buffer)
         if bucket.index() == 0:
+            self._make_up()
             step = self._begin()
             self._clock(step)
             step.together = self._is_due  # as it is before the thread decides on this step
@@ -601,6 +611,21 @@ class DDPHook(Hook):
         step = self._now
         if bucket.is_last():
             self._ends(step)
+        step.answers.append(self._mean_of(step, bucket, buffer))
+        step.last = bucket.is_last()
+        return step.answers[-1]
+
+    def _make_up(self) -> None:
+        """Count a step that others have counted, and of which Ctrl-C has kept the end from this rank."""
+        step = self._now
+        if step is not None and step.last and all(answer.done() for answer in step.answers):
+            self._now = None
+            self._settle(step)
+            if step.failure is None:
+                self._count(step)
+
+    def _mean_of(self, step, bucket, buffer):
+        """The future of a bucket's mean."""
         names = tuple(self._names[id(p)] for p in bucket.parameters())
         parts = [g.as_strided((g.numel(),), (1,)) for g in bucket.gradients()]  # in the order of memory
         if step.direct:
