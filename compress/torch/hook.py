@@ -123,8 +123,7 @@ class _Step:
     held: list = field(default_factory=list)  # buckets that wait for the next (note A) or for the last (note F)
     owed: dict | None = None  # errors by parameter, once they were needed
     direct: bool = False  # dense, and nothing has to be found out before
-    answers: list = field(default_factory=list)  # futures of buckets
-    last: bool = False  # it has come
+    closing: bool = False  # backward is over, but for what ends the step
     suspects: dict = field(default_factory=dict)  # gradients, by name, whose mean is not finite
     spent: Spent = field(default_factory=Spent)
     totals: dict = field(default_factory=lambda: {"dense": 0.0, "bits": 0.0, "wire": 0.0})
@@ -207,13 +206,22 @@ class Hook:
         """A new step. One before it that has not come to its end is forgotten."""
         if torch._C._current_graph_task_id() < 0:
             raise RuntimeError(f"{self._name}: it works within backward() alone, not for join()")
-        self._now = _Step()
+        before, self._now = self._now, _Step()
+        if before is not None and before.closing:  # Ctrl-C has kept its end from this rank, others have counted it
+            self._settle(before)
+            if before.failure is None:
+                self._count(before)
         return self._now
 
     def _ends(self, step) -> None:
         """Let a step end when this backward does, after what has callbacks queued until then."""
         engine = Variable._execution_engine
-        engine.queue_callback(lambda: engine.queue_callback(lambda: self._end(step)))
+
+        def close():
+            step.closing = True
+            engine.queue_callback(lambda: self._end(step))
+
+        engine.queue_callback(close)
 
     def _fail(self, step, error: Exception) -> None:
         """A step does not count. Where the others may not know why, what happens next may hide it: it is logged."""
@@ -525,7 +533,10 @@ class DDPHook(Hook):
             self.comm = Distributed(theirs if group is None else group)
             self._thread = ThreadPoolExecutor(1, "DDPHook")  # ends with the hook
             model.register_comm_hook(self, compressed_mean)
-        except BaseException:
+        except BaseException as error:
+            if self._made is not None and isinstance(error, Exception):
+                with suppress(Exception):
+                    dist.barrier(group=self._made)  # others may still be making it
             self.close()
             raise
 
@@ -602,7 +613,6 @@ class DDPHook(Hook):
         if self.comm.n == 1:
             return _answer(buffer)
         if bucket.index() == 0:
-            self._make_up()
             step = self._begin()
             self._clock(step)
             step.together = self._is_due  # as it is before the thread decides on this step
@@ -611,21 +621,6 @@ class DDPHook(Hook):
         step = self._now
         if bucket.is_last():
             self._ends(step)
-        step.answers.append(self._mean_of(step, bucket, buffer))
-        step.last = bucket.is_last()
-        return step.answers[-1]
-
-    def _make_up(self) -> None:
-        """Count a step that others have counted, and of which Ctrl-C has kept the end from this rank."""
-        step = self._now
-        if step is not None and step.last and all(answer.done() for answer in step.answers):
-            self._now = None
-            self._settle(step)
-            if step.failure is None:
-                self._count(step)
-
-    def _mean_of(self, step, bucket, buffer):
-        """The future of a bucket's mean."""
         names = tuple(self._names[id(p)] for p in bucket.parameters())
         parts = [g.as_strided((g.numel(),), (1,)) for g in bucket.gradients()]  # in the order of memory
         if step.direct:
