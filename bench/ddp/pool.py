@@ -57,9 +57,7 @@ class Pool:
         port = PORT if self.links.shaped else _free_port()
         address = f"tcp://{self.links.address(0)}:{port}"
         environment = os.environ | {"GLOO_SOCKET_IFNAME": self.links.interface, "PYTHONUNBUFFERED": "1"}
-        environment["CUDA_VISIBLE_DEVICES"] = (
-            ""  # models are on the CPU: torch's PowerSGD takes a GPU where it sees one
-        )
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # torch's PowerSGD takes a GPU where it sees one, and models have none
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         n = self.links.n

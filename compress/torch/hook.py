@@ -669,7 +669,7 @@ class DDPHook(Hook):
                 self._fail(step, error)
 
     def _work(self, step, buckets) -> None:
-        """Means in place of the gradients in buckets. DDP gets its answers whatever happens."""
+        """Means in place of the gradients in buckets, in the thread. DDP gets its answers whatever happens."""
         try:
             with self._stream(buckets):
                 try:
