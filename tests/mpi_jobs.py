@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import tempfile
+import time
 
 import numpy as np
 from cuda_on_cpu import cupy_on_cpu
@@ -376,6 +377,14 @@ def dies():
     messages()
 
 
+def dies_at_the_end():
+    """When the other has nothing left to do."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    messages()
+    if world().rank == 1:
+        os._exit(3)
+
+
 def ends_early():
     """Rank 0 waits in vain, and is told so again where it goes on."""
     messages()
@@ -390,6 +399,16 @@ def ends_early():
             assert re.search(f"an exchange before this one has failed.*RuntimeError: {first}", str(second)), second
             print("told again", flush=True)
             raise first from None
+
+
+def ends_late():
+    """What rank 0 says when it ends has come to rank 1 before it ends itself: MPI_Finalize fails over what is not
+    received."""
+    messages()
+    if world().rank == 1:
+        time.sleep(0.5)
+        world().Iprobe(tag=1)
+    print(f"rank {world().rank} is done")
 
 
 def world():

@@ -107,7 +107,7 @@ def test_a_killed_rank_ends_the_job():
     assert launch("killed").returncode != 0
 
 
-@pytest.mark.parametrize("name", ["dies", "neighbour_dies"])
+@pytest.mark.parametrize("name", ["dies", "neighbour_dies", "dies_at_the_end"])
 def test_a_dead_rank_is_noticed_without_the_launcher(name):
     version = subprocess.run([mpiexec(), "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
     if "HYDRA" not in version:
@@ -122,6 +122,13 @@ def test_a_rank_that_ends_early_ends_the_job():
     assert job.returncode != 0
     assert "RuntimeError: rank 1 has ended while rank 0 waits for its messages" in job.stderr
     assert "told again" in job.stdout
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_rank_may_end_after_another(ranks):
+    job = launch("ends_late", ranks)
+    assert job.returncode == 0, job.stderr
+    assert all(f"rank {rank} is done" in job.stdout for rank in range(ranks))
 
 
 def test_what_is_missing_is_named(monkeypatch):
