@@ -11,10 +11,11 @@ B. Exchanges are nonblocking, and the wait for them is a loop in Python. Measure
    machine it is no slower than the blocking call, and twice as fast above two megabytes. It lets signals in, gives
    the processor away where others want it, and sees that a rank is gone:
 C. A rank that ends tells the next one how many exchanges it took part in, and whoever waits for one more raises. Where
-   some ranks have ended and others not, one of those left has such a neighbour, and its error ends the job. It also
-   waits to be told by the one before: MPICH's MPI_Finalize fails over a message not received, and the launcher takes
-   a rank on which it has failed for one that died.
+   some ranks have ended and others not, one of those left has such a neighbour, and its error ends the job.
    An exchange that was given up, for this or by a signal, leaves ranks out of step: the ones after it raise at once.
+   All messages are on a duplicate of the communicator given, so that none meets the user's own. Nobody receives what
+   the last ranks say: MPICH's MPI_Finalize does not mind on a communicator that is never freed, but fails over it on
+   COMM_WORLD, and Hydra may then kill the job as if a rank had died.
 D. A rank that dies is noticed by the launcher, which ends the others. MPICH's misses one exit without MPI_Finalize
    in a hundred, so that a rank that has waited for long also asks whether its neighbour on the machine lives.
 E. An uncaught exception ends the job on every rank, under `python -m mpi4py` and without.
@@ -211,10 +212,11 @@ class MPI(Communicator):
 
 
 class _Link:
-    """The exchanges over a communicator, counted. Whatever ends a rank that has one ends the job."""
+    """The exchanges between the ranks of a communicator, counted. Whatever ends a rank that has one ends the job."""
 
-    def __init__(self, library, comm):
-        self.comm, self._library = comm, library
+    def __init__(self, library, given):
+        self.given, self.comm, self._library = given, given.Dup(), library
+        comm = self.comm
         self._count = 0
         self._before, self._after = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
         self._end = None  # how many exchanges the rank before took part in, once it has ended
@@ -276,37 +278,20 @@ class _Link:
         """Until all are complete; RuntimeError where they never will be."""
         start = time.monotonic()
         while not self._library.Request.Testall(requests):
-            self._listen()
+            if self._end is None and self.comm.Iprobe(self._before, _ENDED):
+                self._end = self.comm.recv(source=self._before, tag=_ENDED)
             if self._end is not None and self._end < self._count:
                 raise RuntimeError(
                     f"rank {self._before} has ended while rank {self.comm.rank} waits for its messages: "
                     "every rank must take the same steps"
                 )
-            self._yield(start)
-
-    def _listen(self) -> None:
-        """Hear how many exchanges the rank before took part in, if it has ended."""
-        if self._end is None and self.comm.Iprobe(self._before, _ENDED):
-            self._end = self.comm.recv(source=self._before, tag=_ENDED)
-
-    def _yield(self, start) -> None:
-        """Let others run in a wait since `start`; RuntimeError where it has been long and a rank beside is dead."""
-        if time.monotonic() > start + _LONG and not _alive(self._pid):
-            raise RuntimeError(f"rank {self._beside} has died")
-        os.sched_yield()
+            if time.monotonic() > start + _LONG and not _alive(self._pid):
+                raise RuntimeError(f"rank {self._beside} has died")
+            os.sched_yield()
 
     def _leave(self):
-        """Say that this rank ends, and hear it of the one before: MPI_Finalize fails over a message not received, and
-        waits for all ranks in any case."""
-        if self.comm == self._library.COMM_NULL or self._library.Is_finalized():
-            return
-        try:
-            said, start = self.comm.isend(self._count, self._after, _ENDED), time.monotonic()
-            while self._end is None or not said.Test():
-                self._listen()
-                self._yield(start)
-        except BaseException:  # a dead rank, Ctrl-C: at exit nobody else would end the job
-            self._abort(*sys.exc_info())
+        if not self._library.Is_finalized():
+            self.comm.isend(self._count - bool(self._broken), self._after, _ENDED)
 
     def _abort(self, *error):
         try:
@@ -355,7 +340,7 @@ _links: list[_Link] = []
 def _link(library, comm) -> _Link:
     """The one link of a communicator, however many engines use it."""
     for link in _links:
-        if link.comm == comm:
+        if link.given == comm:
             return link
     _links.append(_Link(library, comm))
     return _links[-1]

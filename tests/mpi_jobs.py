@@ -1,5 +1,6 @@
 """The jobs of test_mpi.py: `mpiexec -n 2 python -m mpi4py mpi_jobs.py NAME` calls the function NAME on every rank."""
 
+import atexit
 import importlib.util
 import os
 import re
@@ -377,14 +378,6 @@ def dies():
     messages()
 
 
-def dies_at_the_end():
-    """When the other has nothing left to do."""
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    messages()
-    if world().rank == 1:
-        os._exit(3)
-
-
 def ends_early():
     """Rank 0 waits in vain, and is told so again where it goes on."""
     messages()
@@ -402,13 +395,62 @@ def ends_early():
 
 
 def ends_late():
-    """What rank 0 says when it ends has come to rank 1 before it ends itself: MPI_Finalize fails over what is not
-    received."""
+    """What the rank before says when it ends has arrived before this one ends, and MPI_Finalize does not mind."""
+
+    def finalize():  # at exit, after the link's own word: mpi4py finalizes too, but ignores what it is told
+        try:
+            MPI.Finalize()
+        except MPI.Exception as error:
+            print(error, file=sys.stderr, flush=True)
+            os._exit(5)
+        print(f"rank {rank} is done", flush=True)
+
+    from mpi4py import MPI
+
+    rank = world().rank
+    atexit.register(finalize)
+    link = compress.MPI(4)._link
+    messages()
+    if rank == 1:
+        time.sleep(0.5)
+        link.comm.Iprobe(tag=1)
+
+
+def ends_early_on_one_of_two():
+    """Rank 0 waits for messages on the communicator that it had first."""
+    first, second = compress.MPI(4), compress.MPI(4, world().Dup())
+    message = compress.Message(np.zeros(8, np.uint8), 64, 1, np.dtype("f8"))
+    for comm in first, second, *[first] * (world().rank == 0):
+        comm.allgather([message] * len(comm.workers))
+
+
+def exits():
+    """With a status that the job has to end with, while rank 0 waits for no message."""
     messages()
     if world().rank == 1:
-        time.sleep(0.5)
-        world().Iprobe(tag=1)
-    print(f"rank {world().rank} is done")
+        sys.exit(3)
+    world().Barrier()
+
+
+def finalizes():
+    """One rank does it by hand."""
+    from mpi4py import MPI
+
+    messages()
+    if world().rank == 0:
+        MPI.Finalize()
+
+
+def own_messages():
+    """Messages of the script's own, from any rank and with any tag, are no messages of the link."""
+    messages()
+    if world().rank == 0:
+        assert sorted(world().recv() for _ in range(1, world().size)) == list(range(1, world().size))
+        world().send("done", world().size - 1)
+    else:
+        world().send(world().rank, 0, tag=0x636F)
+    if world().rank == world().size - 1:
+        print(world().recv())
 
 
 def world():

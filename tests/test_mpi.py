@@ -107,7 +107,7 @@ def test_a_killed_rank_ends_the_job():
     assert launch("killed").returncode != 0
 
 
-@pytest.mark.parametrize("name", ["dies", "neighbour_dies", "dies_at_the_end"])
+@pytest.mark.parametrize("name", ["dies", "neighbour_dies"])
 def test_a_dead_rank_is_noticed_without_the_launcher(name):
     version = subprocess.run([mpiexec(), "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
     if "HYDRA" not in version:
@@ -129,6 +129,22 @@ def test_a_rank_may_end_after_another(ranks):
     job = launch("ends_late", ranks)
     assert job.returncode == 0, job.stderr
     assert all(f"rank {rank} is done" in job.stdout for rank in range(ranks))
+
+
+def test_a_rank_that_ends_early_ends_the_job_whichever_communicator_is_waited_on():
+    job = launch("ends_early_on_one_of_two")
+    assert job.returncode != 0
+    assert "RuntimeError: rank 1 has ended while rank 0 waits for its messages" in job.stderr
+
+
+def test_ranks_may_exit_and_finalize_as_scripts_do():
+    assert launch("exits").returncode == 3
+    assert launch("finalizes", 3).returncode == 0
+
+
+def test_messages_of_the_scripts_own_stay_apart():
+    job = launch("own_messages", 3)
+    assert job.returncode == 0 and "done" in job.stdout, job.stderr
 
 
 def test_what_is_missing_is_named(monkeypatch):
