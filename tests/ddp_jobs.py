@@ -684,25 +684,32 @@ def dense():
 
 
 def interrupted():
-    """Ctrl-C on one rank, which waits for a late one: the step counts on both, as it has done on the other."""
+    """Ctrl-C on one rank, which waits for the other: the step counts on both, as it does on the other."""
+    signals = dist.FileStore(sys.argv[4] + ".interrupted", RANKS)
     for warmup, coder in ((100, compress.Eden(4)), (3, compress.Eden(4)), (3, PowerIteration(4))):
         hook = DDPHook(coder, warmup_steps=warmup, pattern="two-shot")
-        model, late = distributed(hook), [False]
-        first = model.module[0].weight
+        model, late, case = distributed(hook), [False], f"{warmup} {coder!r}"
 
-        def wait(gradient, late=late):
+        def wait(gradient, late=late, case=case):
             if late[0] and RANK == 1:
-                time.sleep(1)
+                signals.wait([case])
             return gradient
 
-        first.register_hook(wait)
+        def interrupt(hook=hook, case=case):
+            while not (hook._now and hook._now.closing):  # backward is over but for what it waits for
+                time.sleep(0.01)
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+            signals.set(case, "sent")
+
+        model.module[0].weight.register_hook(wait)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         train(model, 8, optimizer=optimizer)
         late[0] = True
         optimizer.zero_grad()
         loss = loss_of(model, next(batches(8)))
         if RANK == 0:
-            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            threading.Thread(target=interrupt).start()
             raises(KeyboardInterrupt, "", loss.backward)
         else:
             loss.backward()
