@@ -49,7 +49,8 @@ class MPI(Communicator):
     """n workers in contiguous blocks on the ranks of an MPI communicator.
 
     n: workers in all, at least one a rank, the same number on every rank. comm: an mpi4py intracommunicator,
-    COMM_WORLD unless given. Making an MPI and calling its methods is collective: every rank runs the same script.
+    COMM_WORLD unless given; messages are on a duplicate of it, apart from the script's own. Making an MPI and calling
+    its methods is collective: every rank runs the same script.
 
     Iterates and ledger are those of `Local(n)`, bit for bit. An exception that nobody catches ends the job on all
     ranks, and so does a rank that ends while another waits for its messages (RuntimeError there).
