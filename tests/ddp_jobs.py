@@ -685,6 +685,7 @@ def dense():
 
 def interrupted():
     """Ctrl-C on one rank, which waits for the other: the step counts on both, as it does on the other."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background starts without
     signals = dist.FileStore(sys.argv[4] + ".interrupted", RANKS)
     for warmup, coder in ((100, compress.Eden(4)), (3, compress.Eden(4)), (3, PowerIteration(4))):
         hook = DDPHook(coder, warmup_steps=warmup, pattern="two-shot")
