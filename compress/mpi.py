@@ -216,8 +216,8 @@ class _Link:
     """The exchanges between the ranks of a communicator, counted. Whatever ends a rank that has one ends the job."""
 
     def __init__(self, library, given):
-        self.given, self.comm, self._library = given, given.Dup(), library
-        comm = self.comm
+        self.given, self._library = given, library
+        self.comm = comm = given.Dup()
         self._count = 0
         self._before, self._after = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
         self._end = None  # how many exchanges the rank before took part in, once it has ended

@@ -689,12 +689,10 @@ def interrupted():
     signals = dist.FileStore(sys.argv[4] + ".interrupted", RANKS)
     for warmup, coder in ((100, compress.Eden(4)), (3, compress.Eden(4)), (3, PowerIteration(4))):
         hook = DDPHook(coder, warmup_steps=warmup, pattern="two-shot")
-        model, late, case = distributed(hook), [False], f"{warmup} {coder!r}"
+        model, case = distributed(hook), f"{warmup} {coder!r}"
 
-        def wait(gradient, late=late, case=case):
-            if late[0] and RANK == 1:
-                signals.wait([case])
-            return gradient
+        def wait(gradient, case=case):
+            signals.wait([case])
 
         def interrupt(hook=hook, case=case):
             while not (hook._now and hook._now.closing):  # backward is over but for what it waits for
@@ -703,18 +701,16 @@ def interrupted():
             os.kill(os.getpid(), signal.SIGINT)
             signals.set(case, "sent")
 
-        model.module[0].weight.register_hook(wait)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         train(model, 8, optimizer=optimizer)
-        late[0] = True
         optimizer.zero_grad()
         loss = loss_of(model, next(batches(8)))
         if RANK == 0:
             threading.Thread(target=interrupt).start()
             raises(KeyboardInterrupt, "", loss.backward)
         else:
+            model.module[0].weight.register_hook(wait)  # its answer comes at once from then on
             loss.backward()
-        late[0] = False
         for step, batch in zip(range(9, 14), batches(9), strict=False):
             optimizer.zero_grad()
             loss_of(model, batch).backward()

@@ -419,9 +419,8 @@ def ends_late():
 def ends_early_on_one_of_two():
     """Rank 0 waits for messages on the communicator that it had first."""
     first, second = compress.MPI(4), compress.MPI(4, world().Dup())
-    message = compress.Message(np.zeros(8, np.uint8), 64, 1, np.dtype("f8"))
     for comm in first, second, *[first] * (world().rank == 0):
-        comm.allgather([message] * len(comm.workers))
+        messages(comm=comm)
 
 
 def exits():
@@ -448,7 +447,7 @@ def own_messages():
         assert sorted(world().recv() for _ in range(1, world().size)) == list(range(1, world().size))
         world().send("done", world().size - 1)
     else:
-        world().send(world().rank, 0, tag=0x636F)
+        world().send(world().rank, 0, tag=compress.mpi._ENDED)
     if world().rank == world().size - 1:
         print(world().recv())
 
@@ -459,9 +458,9 @@ def world():
     return MPI.COMM_WORLD
 
 
-def messages(agree=False, bits=64):
+def messages(agree=False, bits=64, comm=None):
     """A round of four messages of 64 bits."""
-    comm = compress.MPI(4)
+    comm = comm or compress.MPI(4)
     message = compress.Message(np.zeros(8, np.uint8), bits, 1, np.dtype("f8"))
     return comm.agree(1) if agree else comm.allgather([message] * len(comm.workers))
 
